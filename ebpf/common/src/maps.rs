@@ -1,0 +1,517 @@
+//! Types and constants of the BPF maps: the binary interface between programs and agent.
+//!
+//! All types are `repr(C)` without implicit padding. Addresses and ports are in network byte order,
+//! as they stand in a packet; everything else is in the host's.
+//!
+//! A policy value holds one alternative per *bank*. The generation word of [`State`] names the bank
+//! in force (`generation % BANKS`); the agent prepares another bank and puts it in force for every
+//! endpoint and both directions by one write of that word.
+
+use core::cell::Cell;
+
+/// Version of this interface. Part of the path under which maps and programs are pinned.
+pub const ABI_VERSION: u32 = 1;
+
+/// Alternatives that a policy value holds, see the [module](self).
+pub const BANKS: usize = 4;
+
+/// Endpoint slots. An endpoint's slot is its interface index modulo this number.
+pub const SLOTS: u32 = 4096;
+/// Slot 0 is nobody: the mark of a packet that no pod sent.
+pub const SLOT_NONE: u32 = 0;
+/// The last slot is nobody either: it marks packets that came from outside the node, or that owe no
+/// further egress verdict.
+pub const SLOT_SETTLED: u32 = SLOTS - 1;
+
+/// Slot of the endpoint whose host interface has index `ifindex`.
+pub const fn slot_of(ifindex: u32) -> u32 {
+    ifindex & (SLOTS - 1)
+}
+
+/// Whether an interface index may be given to an endpoint: its slot is not a reserved one.
+pub const fn ifindex_usable(ifindex: u32) -> bool {
+    !matches!(slot_of(ifindex), SLOT_NONE | SLOT_SETTLED)
+}
+
+/// Default of the mark's bits that hold a slot; kube-proxy uses 0x4000 and 0x8000.
+pub const DEFAULT_MARK_MASK: u32 = 0x0fff_0000;
+
+/// Names under which maps and programs are pinned.
+pub mod names {
+    /// Folder of what never changes, whatever the ABI version: trampolines, [`PROGRAMS`], [`ACTIVE`]
+    /// and [`KILLED`].
+    pub const FROZEN: &str = "frozen";
+    /// Frozen program: trampoline for tc ingress of a pod's host interface.
+    pub const FROM_POD: &str = "from_pod";
+    /// Frozen program: trampoline for tc egress of a pod's host interface.
+    pub const TO_POD: &str = "to_pod";
+    /// Frozen program: trampoline for tc ingress of the uplink.
+    pub const FROM_UPLINK: &str = "from_uplink";
+    /// Frozen program: trampoline for tc egress of the uplink.
+    pub const TO_UPLINK: &str = "to_uplink";
+    /// Frozen program: trampoline for tc ingress of the overlay device.
+    pub const FROM_OVERLAY: &str = "from_overlay";
+    /// Frozen program: trampoline for tc egress of the overlay device.
+    pub const TO_OVERLAY: &str = "to_overlay";
+    /// Frozen map: program array with two halves of [`super::HOOKS`] entries each.
+    pub const PROGRAMS: &str = "programs";
+    /// Frozen map: array of one u32, which half of [`PROGRAMS`] is in force (0 or 1).
+    pub const ACTIVE: &str = "active";
+    /// Frozen map: array of [`super::SLOTS`] u32, the interface index that was killed last in a slot.
+    /// The CNI plugin's DEL writes it; an endpoint with that index drops everything.
+    pub const KILLED: &str = "killed";
+}
+
+/// Entries of one half of the program array.
+pub const HOOKS: u32 = 8;
+/// Index of `from_pod` within a half.
+pub const HOOK_FROM_POD: u32 = 0;
+/// Index of `to_pod` within a half.
+pub const HOOK_TO_POD: u32 = 1;
+/// Index of `from_uplink` within a half.
+pub const HOOK_FROM_UPLINK: u32 = 2;
+/// Index of `to_uplink` within a half.
+pub const HOOK_TO_UPLINK: u32 = 3;
+/// Index of `from_overlay` within a half.
+pub const HOOK_FROM_OVERLAY: u32 = 4;
+/// Index of `to_overlay` within a half.
+pub const HOOK_TO_OVERLAY: u32 = 5;
+
+/// Value of map `state`, an array of one: what holds for the whole node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The generation word; its bank is in force. Never 0 once policy is in place.
+    pub generation: u32,
+    /// [`STATE_FAST_PATH`] and others to come.
+    pub flags: u32,
+    /// Bits of `skb->mark` that hold a slot.
+    pub mark_mask: u32,
+    /// Position of the lowest bit of `mark_mask`.
+    pub mark_shift: u32,
+    /// UDP port of the overlay in network byte order, 0 for none.
+    pub overlay_port: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+}
+
+/// [`State::flags`]: packets may be redirected past the host's stack.
+pub const STATE_FAST_PATH: u32 = 1;
+
+/// A signature that allows everything: the direction is not isolated.
+pub const SIGNATURE_OPEN: u32 = 0;
+/// A signature that denies everything, for rules that could not be put into the tables.
+pub const SIGNATURE_CLOSED: u32 = 1;
+/// First signature that the compiler gives out.
+pub const SIGNATURE_FIRST: u32 = 2;
+
+/// Atom of every address that no table knows. It never has rows: only default sets concern it.
+pub const ATOM_WORLD: u32 = 0;
+/// First atom that the compiler gives out.
+pub const ATOM_FIRST: u32 = 1;
+
+/// The port set without any class.
+pub const SET_NONE: u32 = 0;
+/// The port set with every class.
+pub const SET_ALL: u32 = 1;
+/// First port set that the compiler gives out.
+pub const SET_FIRST: u32 = 2;
+
+/// In a bank of a policy value: there is no such entry.
+pub const ABSENT: u32 = u32::MAX;
+
+/// Port class of ICMP and ICMPv6.
+pub const CLASS_ICMP: u16 = 0;
+/// Port class of every protocol but ICMP, TCP, UDP and SCTP.
+pub const CLASS_OTHER: u16 = 1;
+/// Class of all TCP ports at the start.
+pub const CLASS_TCP: u16 = 2;
+/// Class of all UDP ports at the start.
+pub const CLASS_UDP: u16 = 3;
+/// Class of all SCTP ports at the start.
+pub const CLASS_SCTP: u16 = 4;
+/// First class that the compiler gives out.
+pub const CLASS_FIRST: u16 = 5;
+/// Number of port classes.
+pub const CLASSES: usize = 1024;
+
+/// Value of map `sets`, an array: bit `c % 64` of word `c / 64` stands for class `c`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortSet(pub [u64; CLASSES / 64]);
+
+impl PortSet {
+    /// [`SET_NONE`].
+    pub const NONE: Self = Self([0; CLASSES / 64]);
+    /// [`SET_ALL`].
+    pub const ALL: Self = Self([u64::MAX; CLASSES / 64]);
+
+    /// Whether the set holds `class`. Classes beyond the last are in no set.
+    #[inline(always)]
+    pub fn contains(&self, class: u16) -> bool {
+        match self.0.get(usize::from(class) / 64) {
+            Some(word) => word >> (class % 64) & 1 == 1,
+            None => false,
+        }
+    }
+
+    /// Adds `class`; classes beyond the last are ignored.
+    pub fn insert(&mut self, class: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(class) / 64) {
+            *word |= 1 << (class % 64);
+        }
+    }
+
+    /// Takes `class` away.
+    pub fn remove(&mut self, class: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(class) / 64) {
+            *word &= !(1 << (class % 64));
+        }
+    }
+}
+
+/// Ports of one element of map `port_classes`, an array of [`PORT_CLASS_ELEMENTS`]: element
+/// `protocol * 16384 + port / 4`, member `port % 4`, with TCP 0, UDP 1, SCTP 2 and the port in the
+/// host's byte order.
+pub type PortClasses = [u16; 4];
+/// Elements of map `port_classes`.
+pub const PORT_CLASS_ELEMENTS: u32 = 3 * 65536 / 4;
+
+/// The rules of one direction of an endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// The compiled rule set, [`SIGNATURE_OPEN`] where the direction is not isolated.
+    pub signature: u32,
+    /// Port set for peers without a row of this signature.
+    pub default_set: u32,
+}
+
+impl Side {
+    /// Not isolated.
+    pub const OPEN: Self = Self { signature: SIGNATURE_OPEN, default_set: SET_ALL };
+    /// Everything denied.
+    pub const CLOSED: Self = Self { signature: SIGNATURE_CLOSED, default_set: SET_NONE };
+}
+
+/// The rules of both directions of an endpoint.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointPolicy {
+    /// What may reach the pod.
+    pub ingress: Side,
+    /// What the pod may reach.
+    pub egress: Side,
+}
+
+impl EndpointPolicy {
+    /// Not isolated in either direction.
+    pub const OPEN: Self = Self { ingress: Side::OPEN, egress: Side::OPEN };
+    /// Everything denied in both directions.
+    pub const CLOSED: Self = Self { ingress: Side::CLOSED, egress: Side::CLOSED };
+}
+
+/// Addresses of one family that an endpoint can have.
+pub const ENDPOINT_ADDRESSES: usize = 4;
+
+/// Value of map `endpoints`, an array of [`SLOTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Index of the interface on the host; 0 where the slot is free.
+    pub ifindex: u32,
+    /// Number of this endpoint among all that this node ever had; never 0, never given again.
+    pub generation: u32,
+    /// [`ENDPOINT_UNLOCKED`], [`ENDPOINT_FAST_PATH`].
+    pub flags: u32,
+    /// MTU of the pod's interface in bytes.
+    pub mtu: u32,
+    /// Rules, by bank.
+    pub policy: [EndpointPolicy; BANKS],
+    /// MAC address of the pod's interface.
+    pub pod_mac: [u8; 6],
+    /// MAC address of the host's interface, which is the pod's gateway.
+    pub host_mac: [u8; 6],
+    /// IPv4 addresses, 0 where unused.
+    pub ipv4: [u32; ENDPOINT_ADDRESSES],
+    /// IPv6 addresses, 0 where unused.
+    pub ipv6: [[u32; 4]; ENDPOINT_ADDRESSES],
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// [`Endpoint::flags`]: policy is in place; without it everything is dropped.
+pub const ENDPOINT_UNLOCKED: u32 = 1;
+/// [`Endpoint::flags`]: packets may be redirected to and from this endpoint (no shaping on its veth).
+pub const ENDPOINT_FAST_PATH: u32 = 2;
+
+/// Key of map `rows`, a hash; its value is a port set id by bank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowKey {
+    /// Signature.
+    pub signature: u32,
+    /// Atom.
+    pub atom: u32,
+}
+
+/// Value of maps `peers4`, `peers6` (hashes by address), `cidrs4`, `cidrs6` (LPM tries): an atom by
+/// bank; value of map `rows`: a port set id by bank. [`ABSENT`] where a bank has no entry.
+pub type Banked = [u32; BANKS];
+
+/// Key of map `cidrs4`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr4 {
+    /// Prefix length in bits.
+    pub prefix: u32,
+    /// Address.
+    pub address: u32,
+}
+
+/// Key of map `cidrs6`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr6 {
+    /// Prefix length in bits.
+    pub prefix: u32,
+    /// Address.
+    pub address: [u32; 4],
+}
+
+/// Value of maps `addresses4` and `addresses6`, hashes by address: what the datapath must know of an
+/// address besides its atom.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressInfo {
+    /// [`ADDRESS_ENDPOINT`] and others.
+    pub kind: u32,
+    /// Slot of the endpoint, for [`ADDRESS_ENDPOINT`].
+    pub slot: u32,
+}
+
+/// [`AddressInfo::kind`]: address of a local endpoint.
+pub const ADDRESS_ENDPOINT: u32 = 1;
+/// [`AddressInfo::kind`]: one of this node's own addresses.
+pub const ADDRESS_OWN: u32 = 2;
+/// [`AddressInfo::kind`]: a Service's address (ClusterIP, ExternalIP, LoadBalancer IP).
+pub const ADDRESS_SERVICE: u32 = 3;
+/// [`AddressInfo::kind`]: an address of another node.
+pub const ADDRESS_NODE: u32 = 4;
+
+/// Key of a flow, the same for both directions: the end whose (address, port) is lower comes first,
+/// compared as the words lie in memory. `A` is `u32` or `[u32; 4]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey<A> {
+    /// Address of the lower end.
+    pub low: A,
+    /// Address of the higher end.
+    pub high: A,
+    /// Port of the lower end; the identifier for ICMP echo; 0 for protocols without ports.
+    pub low_port: u16,
+    /// Port of the higher end.
+    pub high_port: u16,
+    /// IP protocol.
+    pub protocol: u32,
+}
+
+/// What is known of a flow: value of maps `flows4` and `flows6` (LRU hashes), part of [`Pending`].
+///
+/// The pairs are by end of the [`FlowKey`], lower end first.
+#[repr(C)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Generation of the local endpoint that stands at this end, 0 for none.
+    pub endpoint: [Cell<u32>; 2],
+    /// Policy generation at which that endpoint's rules last allowed the opening tuple.
+    pub judged: [Cell<u32>; 2],
+    /// Time of the last packet in ticks of 2^30 ns.
+    pub seen: Cell<u32>,
+    /// Slot of the local endpoint at the lower end in bits 0 to 15, at the higher end in 16 to 31.
+    pub slots: Cell<u32>,
+    /// [`FLOW_OPENED_HIGH`] and others.
+    pub flags: Cell<u32>,
+}
+
+/// [`Flow::flags`]: the higher end opened the flow.
+pub const FLOW_OPENED_HIGH: u32 = 1;
+/// [`Flow::flags`]: both ends are local, untranslated, and packets skip the host's stack.
+pub const FLOW_DIRECT: u32 = 2;
+/// [`Flow::flags`]: a packet of the other direction has been seen.
+pub const FLOW_ANSWERED: u32 = 4;
+/// [`Flow::flags`]: FIN seen.
+pub const FLOW_FIN: u32 = 8;
+/// [`Flow::flags`]: RST seen.
+pub const FLOW_RST: u32 = 16;
+/// [`Flow::flags`]: towards a Service or the node, before translation; entitles only its exact
+/// reverse, and only where that comes out of the host's stack.
+pub const FLOW_BEFORE_NAT: u32 = 32;
+/// [`Flow::flags`]: with the node itself; always allowed.
+pub const FLOW_EXEMPT: u32 = 64;
+
+/// Key of maps `pending4` and `pending6`, hashes: flows that nobody has answered, a fixed number of
+/// places for each endpoint, so that a flood from one pod evicts only its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PendingKey {
+    /// Slot of the local opener, or of the receiver where the opener is not local.
+    pub slot: u32,
+    /// Place, by hash of the flow's key.
+    pub place: u32,
+}
+
+/// Places for pending flows of one endpoint.
+pub const PENDING_PLACES: u32 = 1024;
+
+/// Value of maps `pending4` and `pending6`.
+#[repr(C)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending<A> {
+    /// The flow's key.
+    pub key: FlowKey<A>,
+    /// The flow.
+    pub flow: Flow,
+}
+
+/// Key of maps `fragments4` and `fragments6` (LRU hashes): a datagram whose first fragment has passed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Identification.
+    pub id: u32,
+    /// IP protocol in the low byte, index of the hook above it.
+    pub protocol: u32,
+    /// Interface at which it was seen.
+    pub ifindex: u32,
+}
+
+/// Value of maps `fragments4` and `fragments6`: source and destination port.
+pub type FragmentPorts = [u16; 2];
+
+/// Key of map `drops`, a per-CPU hash of packet counts.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DropKey {
+    /// Interface of the endpoint concerned, which for a same-node pair may be the other pod's.
+    pub ifindex: u32,
+    /// [`DIRECTION_INGRESS`] or [`DIRECTION_EGRESS`], from the endpoint's point of view.
+    pub direction: u16,
+    /// [`crate::reason::DropReason`].
+    pub reason: u16,
+}
+
+/// What reaches the pod.
+pub const DIRECTION_INGRESS: u16 = 0;
+/// What leaves the pod.
+pub const DIRECTION_EGRESS: u16 = 1;
+
+/// Value of map `passed`, a per-CPU array with element `slot * 2 + direction`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Packets (after segmentation offload: one for what the stack handles as one).
+    pub packets: u64,
+    /// Their bytes, link layer included.
+    pub bytes: u64,
+}
+
+/// Record of ring buffer `events`: one dropped packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropEvent {
+    /// Source address; IPv4 in the first word.
+    pub source: [u32; 4],
+    /// Destination address; IPv4 in the first word.
+    pub destination: [u32; 4],
+    /// As in [`DropKey`].
+    pub ifindex: u32,
+    /// As in [`DropKey`].
+    pub direction: u16,
+    /// As in [`DropKey`].
+    pub reason: u16,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// 4, 6, or 0 where the packet is neither or could not be parsed.
+    pub family: u8,
+    /// EtherType in network byte order.
+    pub ether_type: u16,
+    /// Events of this endpoint that were not written since the last one that was.
+    pub lost: u32,
+    /// Policy generation in force.
+    pub generation: u32,
+}
+
+/// Value of map `event_limits`, an array of [`SLOTS`]: keeps one endpoint from filling `events`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventLimit {
+    /// Tick that the count belongs to.
+    pub tick: u32,
+    /// Events written in that tick.
+    pub written: u32,
+    /// Events not written since the last that was.
+    pub lost: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Events that an endpoint may write per tick (1.07 s).
+pub const EVENTS_PER_TICK: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{align_of, size_of};
+
+    use super::*;
+
+    /// The sizes are the binary interface: a change here is a new [`ABI_VERSION`].
+    #[test]
+    fn layouts_are_pinned() {
+        assert_eq!(size_of::<State>(), 24);
+        assert_eq!(size_of::<PortSet>(), 128);
+        assert_eq!(size_of::<EndpointPolicy>(), 16);
+        assert_eq!(size_of::<Endpoint>(), 176);
+        assert_eq!(core::mem::offset_of!(Endpoint, policy), 16);
+        assert_eq!(core::mem::offset_of!(Endpoint, ipv4), 92);
+        assert_eq!(size_of::<RowKey>(), 8);
+        assert_eq!(size_of::<Cidr6>(), 20);
+        assert_eq!(size_of::<FlowKey<u32>>(), 16);
+        assert_eq!(size_of::<FlowKey<[u32; 4]>>(), 40);
+        assert_eq!(size_of::<Flow>(), 28);
+        assert_eq!(size_of::<Pending<u32>>(), 44);
+        assert_eq!(size_of::<Pending<[u32; 4]>>(), 68);
+        assert_eq!(size_of::<FragmentKey<u32>>(), 20);
+        assert_eq!(size_of::<DropKey>(), 8);
+        assert_eq!(size_of::<DropEvent>(), 56);
+        assert_eq!(align_of::<DropEvent>(), 4);
+        assert_eq!(size_of::<EventLimit>(), 16);
+    }
+
+    #[test]
+    fn port_set_bits() {
+        let mut set = PortSet::NONE;
+        set.insert(0);
+        set.insert(1023);
+        set.insert(1024);
+        assert!(set.contains(0) && set.contains(1023));
+        assert!(!set.contains(1) && !set.contains(1024));
+        set.remove(1023);
+        assert!(!set.contains(1023));
+        assert!(PortSet::ALL.contains(700) && !PortSet::ALL.contains(2000));
+    }
+
+    #[test]
+    fn reserved_slots_are_not_usable() {
+        assert!(!ifindex_usable(4096) && !ifindex_usable(4095) && !ifindex_usable(8191));
+        assert!(ifindex_usable(4097) && ifindex_usable(4094));
+    }
+}
