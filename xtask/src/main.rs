@@ -1,2 +1,52 @@
-//! Entry point.
-fn main() {}
+//! Every developer command of the project, and the bootstrap of its BPF toolchain.
+//!
+//! `cargo xtask COMMAND`: on a bare Debian 12 with rustup each command first sets up what it needs.
+#![expect(
+    clippy::print_stdout,
+    reason = "a command-line tool: its output is for people"
+)]
+
+mod bpf_toolchain;
+mod build;
+mod demo;
+mod doctor;
+mod process;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer commands of Fairlead.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and running needs. May be repeated.
+    Setup,
+    /// Say what is there, what is missing and how to get it. Exit code 1 where something is missing.
+    Doctor,
+    /// Build the eBPF object and the static executables into target/dist.
+    Build(build::Options),
+    /// Format check, lints and all tests. With filters: only the tests whose names contain one of them.
+    Test(test::Options),
+    /// Two nodes, a real application, its policies: wired, enforced and measured.
+    Demo(demo::Options),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+        Command::Doctor => Ok(doctor::run()),
+        Command::Build(options) => build::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Test(options) => test::run(&options),
+        Command::Demo(options) => demo::run(&options),
+    }
+}
