@@ -8,5 +8,10 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod address;
+pub mod flow;
+pub mod judge;
 pub mod maps;
+pub mod packet;
 pub mod reason;
+pub mod verdict;

@@ -189,9 +189,15 @@ pub struct Side {
 
 impl Side {
     /// Not isolated.
-    pub const OPEN: Self = Self { signature: SIGNATURE_OPEN, default_set: SET_ALL };
+    pub const OPEN: Self = Self {
+        signature: SIGNATURE_OPEN,
+        default_set: SET_ALL,
+    };
     /// Everything denied.
-    pub const CLOSED: Self = Self { signature: SIGNATURE_CLOSED, default_set: SET_NONE };
+    pub const CLOSED: Self = Self {
+        signature: SIGNATURE_CLOSED,
+        default_set: SET_NONE,
+    };
 }
 
 /// The rules of both directions of an endpoint.
@@ -206,9 +212,15 @@ pub struct EndpointPolicy {
 
 impl EndpointPolicy {
     /// Not isolated in either direction.
-    pub const OPEN: Self = Self { ingress: Side::OPEN, egress: Side::OPEN };
+    pub const OPEN: Self = Self {
+        ingress: Side::OPEN,
+        egress: Side::OPEN,
+    };
     /// Everything denied in both directions.
-    pub const CLOSED: Self = Self { ingress: Side::CLOSED, egress: Side::CLOSED };
+    pub const CLOSED: Self = Self {
+        ingress: Side::CLOSED,
+        egress: Side::CLOSED,
+    };
 }
 
 /// Addresses of one family that an endpoint can have.

@@ -1,0 +1,298 @@
+//! Conntrack: the flows of local endpoints.
+
+use core::cell::Cell;
+
+use crate::address::Address;
+use crate::judge::protocol;
+use crate::maps::{
+    FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, PENDING_PLACES, Pending, PendingKey,
+    SLOT_NONE, SLOT_SETTLED,
+};
+use crate::packet::tcp;
+
+/// Lifetimes in ticks of 2^30 ns (1.07 s) since the last packet.
+pub mod lifetime {
+    /// TCP that both ends have spoken on; RFC 5382 asks for at least 2 h 4 min.
+    pub const TCP: u32 = 7200;
+    /// TCP after FIN.
+    pub const TCP_FIN: u32 = 112;
+    /// TCP after RST.
+    pub const TCP_RST: u32 = 10;
+    /// UDP that both ends have spoken on; RFC 4787 asks for at least 2 min.
+    pub const UDP: u32 = 168;
+    /// ICMP echo.
+    pub const ICMP: u32 = 56;
+    /// Other protocols.
+    pub const OTHER: u32 = 560;
+    /// Flows that nobody has answered.
+    pub const UNANSWERED: u32 = 56;
+}
+
+/// The tables of flows of one family.
+pub trait FlowTables<A> {
+    /// Time in ticks of 2^30 ns.
+    fn now(&self) -> u32;
+    /// Maps `flows4` and `flows6`.
+    fn flow(&self, key: &FlowKey<A>) -> Option<&Flow>;
+    /// Puts a flow in the place of what the table knows; `false` where it could not.
+    fn insert_flow(&self, key: &FlowKey<A>, flow: &Flow) -> bool;
+    /// Forgets a flow.
+    fn remove_flow(&self, key: &FlowKey<A>);
+    /// Maps `pending4` and `pending6`.
+    fn pending(&self, key: &PendingKey) -> Option<&Pending<A>>;
+    /// Puts a flow in a place of its endpoint; `false` where it could not.
+    fn insert_pending(&self, key: &PendingKey, pending: &Pending<A>) -> bool;
+    /// Empties a place.
+    fn remove_pending(&self, key: &PendingKey);
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The key of a packet's flow, and which end (0 lower, 1 higher) its source is. Ports are in
+    /// network byte order.
+    #[inline(always)]
+    pub fn of(
+        source: &A,
+        destination: &A,
+        source_port: u16,
+        destination_port: u16,
+        protocol: u8,
+    ) -> (Self, usize) {
+        let source_low = if source.same(destination) {
+            source_port <= destination_port
+        } else {
+            source.below(destination)
+        };
+        let protocol = u32::from(protocol);
+        if source_low {
+            let key = Self {
+                low: *source,
+                high: *destination,
+                low_port: source_port,
+                high_port: destination_port,
+                protocol,
+            };
+            (key, 0)
+        } else {
+            let key = Self {
+                low: *destination,
+                high: *source,
+                low_port: destination_port,
+                high_port: source_port,
+                protocol,
+            };
+            (key, 1)
+        }
+    }
+
+    /// Equality, see [`Address`].
+    #[inline(always)]
+    pub fn same(&self, other: &Self) -> bool {
+        self.low.same(&other.low)
+            && self.high.same(&other.high)
+            && self.low_port == other.low_port
+            && self.high_port == other.high_port
+            && self.protocol == other.protocol
+    }
+
+    /// The two places where an endpoint's table of pending flows may hold this one.
+    #[inline(always)]
+    fn places(&self) -> [u32; 2] {
+        let ports = u32::from(self.low_port) << 16 | u32::from(self.high_port);
+        let mut hash = self.low.mix() ^ self.high.mix().rotate_left(15) ^ ports.wrapping_mul(0x9e37_79b1);
+        hash ^= hash >> 16;
+        hash = hash.wrapping_mul(0x85eb_ca6b) ^ self.protocol;
+        hash ^= hash >> 13;
+        hash = hash.wrapping_mul(0xc2b2_ae35);
+        hash ^= hash >> 16;
+        [hash % PENDING_PLACES, (hash >> 16) % PENDING_PLACES]
+    }
+}
+
+impl Flow {
+    /// A flow opened by the end `opener`, seen now.
+    #[inline(always)]
+    pub fn opened_by(opener: usize, now: u32, flags: u32) -> Self {
+        let opened = if opener == 1 { FLOW_OPENED_HIGH } else { 0 };
+        Self {
+            endpoint: [Cell::new(0), Cell::new(0)],
+            judged: [Cell::new(0), Cell::new(0)],
+            seen: Cell::new(now),
+            slots: Cell::new(0),
+            flags: Cell::new(flags | opened),
+        }
+    }
+
+    /// Says which endpoint stands at an end, judged at a policy generation.
+    #[inline(always)]
+    pub fn settle(&self, end: usize, slot: u32, endpoint: u32, generation: u32) {
+        self.endpoint[end & 1].set(endpoint);
+        self.judged[end & 1].set(generation);
+        let shift = (end as u32 & 1) * 16;
+        self.slots
+            .set(self.slots.get() & !(0xffff << shift) | slot << shift);
+    }
+
+    /// Slot of the endpoint at an end.
+    #[inline(always)]
+    pub fn slot(&self, end: usize) -> u32 {
+        self.slots.get() >> ((end as u32 & 1) * 16) & 0xffff
+    }
+
+    /// Which end opened the flow.
+    #[inline(always)]
+    pub fn opener(&self) -> usize {
+        (self.flags.get() & FLOW_OPENED_HIGH) as usize
+    }
+
+    /// Whether a flag is set.
+    #[inline(always)]
+    pub fn has(&self, flag: u32) -> bool {
+        self.flags.get() & flag != 0
+    }
+
+    /// Whether the flow's lifetime has not passed. Another CPU's clock may be a tick ahead.
+    #[inline(always)]
+    pub fn alive(&self, protocol: u32, now: u32) -> bool {
+        let age = now.wrapping_sub(self.seen.get()) as i32;
+        age < self.lifetime(protocol) as i32
+    }
+
+    #[inline(always)]
+    fn lifetime(&self, protocol: u32) -> u32 {
+        let flags = self.flags.get();
+        if flags & FLOW_RST != 0 {
+            lifetime::TCP_RST
+        } else if flags & FLOW_FIN != 0 {
+            lifetime::TCP_FIN
+        } else if flags & FLOW_ANSWERED == 0 {
+            lifetime::UNANSWERED
+        } else if protocol == protocol::TCP as u32 {
+            lifetime::TCP
+        } else if protocol == protocol::UDP as u32 {
+            lifetime::UDP
+        } else if protocol == protocol::ICMP as u32 || protocol == protocol::ICMP6 as u32 {
+            lifetime::ICMP
+        } else {
+            lifetime::OTHER
+        }
+    }
+
+    /// Notes a packet of the flow. Writes only what changes: the entry is shared by all CPUs.
+    #[inline(always)]
+    pub fn note(&self, now: u32, tcp_flags: u8, reply: bool) {
+        let old = self.flags.get();
+        let mut flags = old;
+        if reply {
+            flags |= FLOW_ANSWERED;
+        }
+        if tcp_flags & tcp::FIN != 0 {
+            flags |= FLOW_FIN;
+        }
+        if tcp_flags & tcp::RST != 0 {
+            flags |= FLOW_RST;
+        }
+        if flags != old {
+            self.flags.set(flags);
+        }
+        if self.seen.get() != now {
+            self.seen.set(now);
+        }
+    }
+}
+
+/// A flow that a packet belongs to, and the place of its endpoint's pending flows that holds it.
+pub struct Known<'a> {
+    /// The flow.
+    pub flow: &'a Flow,
+    /// Where it is pending, [`SLOT_NONE`] as slot where it is answered.
+    pub place: PendingKey,
+}
+
+/// Looks a flow up: first among the answered ones, then among the pending ones of two endpoints.
+#[inline(always)]
+pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
+    tables: &'a T,
+    key: &FlowKey<A>,
+    slots: [u32; 2],
+    now: u32,
+) -> Option<Known<'a>> {
+    if let Some(flow) = tables.flow(key) {
+        if flow.alive(key.protocol, now) {
+            return Some(Known {
+                flow,
+                place: PendingKey {
+                    slot: SLOT_NONE,
+                    place: 0,
+                },
+            });
+        }
+    }
+    for slot in slots {
+        if slot == SLOT_NONE || slot == SLOT_SETTLED {
+            continue;
+        }
+        for place in key.places() {
+            let place = PendingKey { slot, place };
+            if let Some(pending) = tables.pending(&place) {
+                if pending.key.same(key) && pending.flow.alive(key.protocol, now) {
+                    return Some(Known {
+                        flow: &pending.flow,
+                        place,
+                    });
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Records a flow that nobody has answered yet in its endpoint's places: in the first that is free or
+/// dead, else in the one whose flow has been silent for longer.
+#[inline(always)]
+pub fn record<A: Address, T: FlowTables<A>>(tables: &T, slot: u32, pending: &Pending<A>) -> bool {
+    let now = pending.flow.seen.get();
+    let [first, second] = pending.key.places();
+    let mut place = first;
+    let first = PendingKey { slot, place: first };
+    if let Some(there) = tables.pending(&first) {
+        if !there.key.same(&pending.key) && there.flow.alive(there.key.protocol, now) {
+            let age = now.wrapping_sub(there.flow.seen.get());
+            let other = PendingKey { slot, place: second };
+            match tables.pending(&other) {
+                Some(there)
+                    if !there.key.same(&pending.key)
+                        && there.flow.alive(there.key.protocol, now)
+                        && now.wrapping_sub(there.flow.seen.get()) < age => {}
+                _ => place = second,
+            }
+        }
+    }
+    // What the table of answered flows still says of an older flow of this key must not answer for it.
+    if tables.flow(&pending.key).is_some() {
+        tables.remove_flow(&pending.key);
+    }
+    tables.insert_pending(&PendingKey { slot, place }, pending)
+}
+
+/// Moves a flow that was answered out of its endpoint's places.
+#[inline(always)]
+pub fn promote<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>) -> bool {
+    if known.place.slot == SLOT_NONE {
+        return true;
+    }
+    let moved = tables.insert_flow(key, known.flow);
+    if moved {
+        tables.remove_pending(&known.place);
+    }
+    moved
+}
+
+/// Forgets a flow wherever it is.
+#[inline(always)]
+pub fn forget<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>) {
+    if known.place.slot == SLOT_NONE {
+        tables.remove_flow(key);
+    } else {
+        tables.remove_pending(&known.place);
+    }
+}

@@ -1,0 +1,128 @@
+//! A socket buffer as the parser and the verdict see it.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use fairlead_common::maps::State;
+use fairlead_common::packet::Packet;
+use fairlead_common::verdict::Hook;
+
+/// `PACKET_HOST` of `linux/if_packet.h`.
+const PACKET_HOST: u32 = 0;
+
+/// The packet that a tc program runs on.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    fn field(&self) -> &__sk_buff {
+        // SAFETY: the kernel hands a valid context to the program and it outlives it.
+        unsafe { &*self.0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.field().ifindex
+    }
+
+    /// Whether the frame's destination is this interface's own address.
+    #[inline(always)]
+    pub(crate) fn for_this_host(&self) -> bool {
+        self.field().pkt_type == PACKET_HOST
+    }
+
+    #[inline(always)]
+    pub(crate) fn hook(&self, state: &State) -> Hook {
+        let field = self.field();
+        // SAFETY: the union is of pointers of one size; only whether it is null is looked at.
+        let socket = unsafe { field.__bindgen_anon_2.sk };
+        Hook {
+            ifindex: field.ifindex,
+            mark: (field.mark & state.mark_mask) >> (state.mark_shift & 31),
+            made_here: field.ingress_ifindex == 0 && !socket.is_null(),
+        }
+    }
+
+    /// Writes a slot into the mark's bits that are Fairlead's.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, state: &State, slot: u32) {
+        let old = self.field().mark;
+        let new = old & !state.mark_mask | slot << (state.mark_shift & 31) & state.mark_mask;
+        if new != old {
+            self.write_mark(new);
+        }
+    }
+
+    /// Takes all marks away: the packet leaves the host's namespace.
+    #[inline(always)]
+    pub(crate) fn clear_mark(&self) {
+        self.write_mark(0);
+    }
+
+    #[inline(always)]
+    fn write_mark(&self, mark: u32) {
+        // SAFETY: the mark is a writable field of the context.
+        unsafe { (*self.0).mark = mark }
+    }
+
+    /// Overwrites bytes of the packet; `false` where it is too short or memory is short.
+    #[inline(always)]
+    pub(crate) fn store<T>(&self, offset: u32, value: &T, flags: u64) -> bool {
+        // SAFETY: the helper copies `size_of::<T>()` bytes from a value that is that long.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0.cast(),
+                offset,
+                core::ptr::from_ref(value).cast(),
+                size_of::<T>() as u32,
+                flags,
+            ) == 0
+        }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.field().len
+    }
+
+    #[inline(always)]
+    fn at<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
+        let start = self.field().data as usize + OFFSET;
+        if start + N * 4 <= self.field().data_end as usize {
+            // SAFETY: the bytes lie within the packet's linear part, as just checked; the machine
+            // reads words at any address (the verifier refuses the program where it does not).
+            return Some(unsafe { *(start as *const [u32; N]) });
+        }
+        self.load::<N>(OFFSET as u32)
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        let mut words = MaybeUninit::<[u32; N]>::uninit();
+        // SAFETY: the helper writes all of `words`, or fails; failed, it has zeroed them.
+        unsafe {
+            let failed =
+                bpf_skb_load_bytes(self.0.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32);
+            if failed == 0 { Some(words.assume_init()) } else { None }
+        }
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        u16::from_be(self.field().protocol as u16)
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> bool {
+        self.field().vlan_present != 0
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        self.field().gso_size
+    }
+}

@@ -1,0 +1,169 @@
+//! The hooks of a pod's host interface.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use fairlead_common::maps::{DIRECTION_EGRESS, DIRECTION_INGRESS, Endpoint, SLOT_NONE, SLOT_SETTLED, State};
+use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::reason::DropReason;
+use fairlead_common::verdict::{self, Family, Tables, unlocked};
+
+use crate::packet::Skb;
+use crate::tables::{Maps, state};
+use crate::trampoline::raw;
+use crate::verdict::{Counted, act, drop_here, pass};
+
+/// tc ingress of a pod's host interface: what the pod sends.
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    let skb = Skb(raw(&ctx));
+    let Some(state) = state() else { return TC_ACT_SHOT };
+    if skb.vlan() {
+        return drop_here(&skb, &state, DropReason::Vlan, DIRECTION_EGRESS);
+    }
+    match skb.ether_type() {
+        ETHER_IPV4 => from_pod4(&skb, &state),
+        ETHER_IPV6 => from_pod6(&skb, &state),
+        ETHER_ARP => match check_arp(&skb) {
+            Ok(()) => {
+                pass(&skb, &state, SLOT_SETTLED, Counted::Here(DIRECTION_EGRESS));
+                TC_ACT_UNSPEC
+            }
+            Err(reason) => drop_here(&skb, &state, reason, DIRECTION_EGRESS),
+        },
+        _ => match unlocked::<u32, _>(&Maps, skb.ifindex()) {
+            Ok(_) => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_EGRESS),
+            Err(reason) => drop_here(&skb, &state, reason, DIRECTION_EGRESS),
+        },
+    }
+}
+
+#[inline(never)]
+fn from_pod4(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    leaving(skb, state, packet::parse4)
+}
+
+#[inline(never)]
+fn from_pod6(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    leaving(skb, state, packet::parse6)
+}
+
+#[inline(always)]
+fn leaving<A: Family>(
+    skb: &Skb,
+    state: &State,
+    parse: impl FnOnce(&Skb) -> Result<Parsed<A>, DropReason>,
+) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let endpoint = match unlocked::<A, _>(&Maps, hook.ifindex) {
+        Ok(endpoint) => endpoint,
+        Err(reason) => return drop_here(skb, state, reason, DIRECTION_EGRESS),
+    };
+    if !from_own_mac(skb, endpoint) {
+        return drop_here(skb, state, DropReason::SpoofedMac, DIRECTION_EGRESS);
+    }
+    let mut p = match parse(skb) {
+        Ok(p) => p,
+        Err(reason) => return drop_here(skb, state, reason, DIRECTION_EGRESS),
+    };
+    let verdict = verdict::from_pod(&Maps, state, skb, &hook, endpoint, &mut p);
+    act(skb, state, verdict, &p, Counted::Here(DIRECTION_EGRESS))
+}
+
+/// tc egress of a pod's host interface: what the host's stack delivers to the pod.
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    let skb = Skb(raw(&ctx));
+    let Some(state) = state() else { return TC_ACT_SHOT };
+    if skb.vlan() {
+        return drop_here(&skb, &state, DropReason::Vlan, DIRECTION_INGRESS);
+    }
+    match skb.ether_type() {
+        ETHER_IPV4 => to_pod4(&skb, &state),
+        ETHER_IPV6 => to_pod6(&skb, &state),
+        other => match unlocked::<u32, _>(&Maps, skb.ifindex()) {
+            Ok(_) if other == ETHER_ARP => {
+                pass(&skb, &state, SLOT_NONE, Counted::Here(DIRECTION_INGRESS));
+                TC_ACT_UNSPEC
+            }
+            Ok(_) => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_INGRESS),
+            Err(reason) => drop_here(&skb, &state, reason, DIRECTION_INGRESS),
+        },
+    }
+}
+
+#[inline(never)]
+fn to_pod4(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    arriving(skb, state, packet::parse4)
+}
+
+#[inline(never)]
+fn to_pod6(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    arriving(skb, state, packet::parse6)
+}
+
+#[inline(always)]
+fn arriving<A: Family>(
+    skb: &Skb,
+    state: &State,
+    parse: impl FnOnce(&Skb) -> Result<Parsed<A>, DropReason>,
+) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let endpoint = match unlocked::<A, _>(&Maps, hook.ifindex) {
+        Ok(endpoint) => endpoint,
+        Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
+    };
+    let mut p = match parse(skb) {
+        Ok(p) => p,
+        Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
+    };
+    let verdict = verdict::to_pod(&Maps, state, skb, &hook, endpoint, &mut p);
+    act(skb, state, verdict, &p, Counted::Here(DIRECTION_INGRESS))
+}
+
+/// Whether the frame's source is the pod's MAC address.
+#[inline(always)]
+fn from_own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
+    let Some([_, middle, last]) = skb.at::<0, 3>() else { return false };
+    let [_, _, s0, s1] = middle.to_ne_bytes();
+    let [s2, s3, s4, s5] = last.to_ne_bytes();
+    let [m0, m1, m2, m3, m4, m5] = endpoint.pod_mac;
+    (s0 ^ m0) | (s1 ^ m1) | (s2 ^ m2) | (s3 ^ m3) | (s4 ^ m4) | (s5 ^ m5) == 0
+}
+
+/// ARP (RFC 826) for IPv4 over Ethernet, from the pod's own addresses.
+#[inline(never)]
+fn check_arp(skb: &Skb) -> Result<(), DropReason> {
+    let skb = &Skb(skb.0);
+    let endpoint = unlocked::<u32, _>(&Maps, skb.ifindex())?;
+    if !from_own_mac(skb, endpoint) {
+        return Err(DropReason::SpoofedMac);
+    }
+    let Some([kinds, sizes, mac, rest, target]) = skb.load::<5>(packet::ETHERNET) else {
+        return Err(DropReason::Malformed);
+    };
+    if u32::from_be(kinds) != 0x0001_0800 || u32::from_be(sizes) >> 16 != 0x0604 {
+        return Err(DropReason::Malformed);
+    }
+    let [h0, h1, h2, h3] = mac.to_ne_bytes();
+    let [h4, h5, i0, i1] = rest.to_ne_bytes();
+    let [i2, i3, _, _] = target.to_ne_bytes();
+    let [m0, m1, m2, m3, m4, m5] = endpoint.pod_mac;
+    if (h0 ^ m0) | (h1 ^ m1) | (h2 ^ m2) | (h3 ^ m3) | (h4 ^ m4) | (h5 ^ m5) != 0 {
+        return Err(DropReason::SpoofedMac);
+    }
+    if !u32::from_ne_bytes([i0, i1, i2, i3]).owned_by(endpoint) {
+        return Err(DropReason::SpoofedAddress);
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! The maps, and how the verdict looks into them.
+
+use core::cell::Cell;
+
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
+use fairlead_common::flow::FlowTables;
+use fairlead_common::judge::{PeerTables, PolicyTables};
+use fairlead_common::maps::{
+    AddressInfo, Banked, DropKey, Endpoint, EventLimit, Flow, FlowKey, FragmentKey, FragmentPorts,
+    PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, State,
+};
+use fairlead_common::verdict::Tables;
+
+/// `BPF_F_NO_PREALLOC`: memory grows with use.
+const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE`: the agent writes through shared memory, one word at a time.
+const MMAPABLE: u32 = 1 << 10;
+
+/// A value that all CPUs share, written word by word.
+#[repr(transparent)]
+pub(crate) struct Shared<T>(pub(crate) T);
+
+// SAFETY: BPF programs of several CPUs do share these values; each word is written whole, and every
+// combination of old and new words is a state that the code can meet anyway.
+unsafe impl<T> Sync for Shared<T> {}
+
+// Capacities are defaults: the agent sets them when it makes the maps.
+#[map(name = "endpoints")]
+static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(SLOTS, 0);
+#[map(name = "killed")]
+static KILLED: Array<u32> = Array::with_max_entries(SLOTS, 0);
+#[map(name = "state")]
+static STATE: Array<State> = Array::with_max_entries(1, MMAPABLE);
+#[map(name = "peers4")]
+static PEERS4: HashMap<u32, Banked> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+#[map(name = "peers6")]
+static PEERS6: HashMap<[u32; 4], Banked> = HashMap::with_max_entries(262_144, NO_PREALLOC);
+#[map(name = "cidrs4")]
+static CIDRS4: LpmTrie<u32, Banked> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "cidrs6")]
+static CIDRS6: LpmTrie<[u32; 4], Banked> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "rows")]
+static ROWS: HashMap<RowKey, Banked> = HashMap::with_max_entries(1_048_576, NO_PREALLOC);
+#[map(name = "sets")]
+static SETS: Array<PortSet> = Array::with_max_entries(4096, MMAPABLE);
+#[map(name = "port_classes")]
+static PORT_CLASSES: Array<PortClasses> = Array::with_max_entries(PORT_CLASS_ELEMENTS, MMAPABLE);
+#[map(name = "addresses4")]
+static ADDRESSES4: HashMap<u32, AddressInfo> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "addresses6")]
+static ADDRESSES6: HashMap<[u32; 4], AddressInfo> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "flows4")]
+static FLOWS4: LruHashMap<FlowKey<u32>, Shared<Flow>> = LruHashMap::with_max_entries(131_072, 0);
+#[map(name = "flows6")]
+static FLOWS6: LruHashMap<FlowKey<[u32; 4]>, Shared<Flow>> = LruHashMap::with_max_entries(65_536, 0);
+#[map(name = "pending4")]
+static PENDING4: HashMap<PendingKey, Shared<Pending<u32>>> =
+    HashMap::with_max_entries(524_288, NO_PREALLOC);
+#[map(name = "pending6")]
+static PENDING6: HashMap<PendingKey, Shared<Pending<[u32; 4]>>> =
+    HashMap::with_max_entries(524_288, NO_PREALLOC);
+#[map(name = "fragments4")]
+static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FragmentPorts> = LruHashMap::with_max_entries(8192, 0);
+#[map(name = "fragments6")]
+static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FragmentPorts> =
+    LruHashMap::with_max_entries(8192, 0);
+#[map(name = "drops")]
+static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "passed")]
+static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(SLOTS * 2, 0);
+#[map(name = "events")]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+#[map(name = "event_limits")]
+static EVENT_LIMITS: Array<Shared<Cell<EventLimit>>> = Array::with_max_entries(SLOTS, 0);
+
+/// The node's state, read once per packet: its generation word decides which bank all look-ups use.
+#[inline(always)]
+pub(crate) fn state() -> Option<State> {
+    let state = STATE.get_ptr(0)?;
+    // SAFETY: the map holds one element for as long as the program runs; volatile, so that the word is
+    // read exactly once.
+    Some(unsafe { core::ptr::read_volatile(state) })
+}
+
+/// Counts a dropped packet.
+#[inline(always)]
+pub(crate) fn count_drop(key: &DropKey) {
+    if let Some(count) = DROPS.get_ptr_mut(key) {
+        // SAFETY: the value is this CPU's own.
+        unsafe { *count += 1 };
+    } else {
+        // Full: the packet is dropped uncounted, which is all that can be done here.
+        let _ = DROPS.insert(key, 1, 0);
+    }
+}
+
+/// Counts a packet that passed.
+#[inline(always)]
+pub(crate) fn count_passed(slot: u32, direction: u16, bytes: u32) {
+    if let Some(passed) = PASSED.get_ptr_mut(slot * 2 + u32::from(direction)) {
+        // SAFETY: the value is this CPU's own.
+        unsafe {
+            (*passed).packets += 1;
+            (*passed).bytes += u64::from(bytes);
+        }
+    }
+}
+
+/// The slot's allowance of events.
+#[inline(always)]
+pub(crate) fn event_limit(slot: u32) -> Option<&'static Cell<EventLimit>> {
+    EVENT_LIMITS.get(slot).map(|limit| &limit.0)
+}
+
+/// Time in ticks of 2^30 ns.
+#[inline(always)]
+pub(crate) fn now() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+}
+
+/// The maps.
+#[derive(Clone, Copy)]
+pub(crate) struct Maps;
+
+impl PolicyTables for Maps {
+    #[inline(always)]
+    fn row(&self, key: &RowKey) -> Option<&Banked> {
+        // SAFETY: not preallocated: an element lives until no program that found it runs.
+        unsafe { ROWS.get(key) }
+    }
+
+    #[inline(always)]
+    fn set(&self, id: u32) -> Option<&PortSet> {
+        SETS.get(id)
+    }
+
+    #[inline(always)]
+    fn port_classes(&self, element: u32) -> Option<&PortClasses> {
+        PORT_CLASSES.get(element)
+    }
+}
+
+macro_rules! family {
+    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $flows:ident, $pending:ident, $fragments:ident) => {
+        impl PeerTables<$address> for Maps {
+            #[inline(always)]
+            fn peer(&self, address: &$address) -> Option<&Banked> {
+                // SAFETY: not preallocated, see `row`.
+                unsafe { $peers.get(address) }
+            }
+
+            #[inline(always)]
+            fn cidr(&self, address: &$address) -> Option<&Banked> {
+                $cidrs.get(Key::new($bits, *address))
+            }
+        }
+
+        impl FlowTables<$address> for Maps {
+            #[inline(always)]
+            fn now(&self) -> u32 {
+                now()
+            }
+
+            #[inline(always)]
+            fn flow(&self, key: &FlowKey<$address>) -> Option<&Flow> {
+                // SAFETY: an LRU element may be reused for another flow while it is looked at; its
+                // generations then do not fit the packet's endpoints, or the flow is as allowed.
+                unsafe { $flows.get(key) }.map(|flow| &flow.0)
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &FlowKey<$address>, flow: &Flow) -> bool {
+                // SAFETY: `Shared` is transparent.
+                let flow = unsafe { &*core::ptr::from_ref(flow).cast::<Shared<Flow>>() };
+                $flows.insert(key, flow, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &FlowKey<$address>) {
+                // It may be gone already.
+                let _ = $flows.remove(key);
+            }
+
+            #[inline(always)]
+            fn pending(&self, key: &PendingKey) -> Option<&Pending<$address>> {
+                // SAFETY: not preallocated, see `row`.
+                unsafe { $pending.get(key) }.map(|pending| &pending.0)
+            }
+
+            #[inline(always)]
+            fn insert_pending(&self, key: &PendingKey, pending: &Pending<$address>) -> bool {
+                // SAFETY: `Shared` is transparent.
+                let pending = unsafe { &*core::ptr::from_ref(pending).cast::<Shared<Pending<$address>>>() };
+                $pending.insert(key, pending, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_pending(&self, key: &PendingKey) {
+                // It may be gone already.
+                let _ = $pending.remove(key);
+            }
+        }
+
+        impl Tables<$address> for Maps {
+            #[inline(always)]
+            fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
+                ENDPOINTS.get(slot)
+            }
+
+            #[inline(always)]
+            fn killed(&self, slot: u32) -> u32 {
+                KILLED.get(slot).copied().unwrap_or(0)
+            }
+
+            #[inline(always)]
+            fn address(&self, address: &$address) -> Option<AddressInfo> {
+                // SAFETY: not preallocated, see `row`.
+                unsafe { $addresses.get(address) }.copied()
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<FragmentPorts> {
+                // SAFETY: see `flow`; a reused element is another allowed datagram's.
+                unsafe { $fragments.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn insert_fragment(&self, key: &FragmentKey<$address>, ports: FragmentPorts) {
+                // Where it does not fit, the later fragments are dropped.
+                let _ = $fragments.insert(key, ports, 0);
+            }
+        }
+    };
+}
+
+family!(u32, 32, PEERS4, CIDRS4, ADDRESSES4, FLOWS4, PENDING4, FRAGMENTS4);
+family!([u32; 4], 128, PEERS6, CIDRS6, ADDRESSES6, FLOWS6, PENDING6, FRAGMENTS6);

@@ -1,0 +1,51 @@
+//! Trampolines: what is attached to interfaces, pinned once and never changed.
+//!
+//! They read which half of the program array is in force and jump there. An upgrade fills the other
+//! half and turns every hook of the node with one write. An empty place drops.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::{Array, ProgramArray};
+use aya_ebpf::programs::TcContext;
+use fairlead_common::maps::{
+    HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
+};
+
+#[map(name = "programs")]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(HOOKS * 2, 0);
+#[map(name = "active")]
+static ACTIVE: Array<u32> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+fn jump(ctx: &TcContext, hook: u32) -> i32 {
+    if let Some(active) = ACTIVE.get(0) {
+        // SAFETY: the array holds programs of this type only.
+        unsafe { PROGRAMS.tail_call(ctx, (*active & 1) * HOOKS + hook) };
+    }
+    TC_ACT_SHOT
+}
+
+macro_rules! trampolines {
+    ($($name:ident = $hook:ident;)*) => {$(
+        #[doc = concat!("Jumps to entry `", stringify!($hook), "`.")]
+        #[classifier]
+        pub fn $name(ctx: TcContext) -> i32 {
+            jump(&ctx, $hook)
+        }
+    )*};
+}
+
+trampolines! {
+    t_from_pod = HOOK_FROM_POD;
+    t_to_pod = HOOK_TO_POD;
+    t_from_uplink = HOOK_FROM_UPLINK;
+    t_to_uplink = HOOK_TO_UPLINK;
+    t_from_overlay = HOOK_FROM_OVERLAY;
+    t_to_overlay = HOOK_TO_OVERLAY;
+}
+
+/// The context as the raw pointer that the programs work with.
+#[inline(always)]
+pub(crate) fn raw(ctx: &TcContext) -> *mut __sk_buff {
+    ctx.skb.skb
+}

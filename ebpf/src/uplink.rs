@@ -1,0 +1,106 @@
+//! The hooks of the uplink.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
+use fairlead_common::packet::{self, ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
+use fairlead_common::reason::DropReason;
+use fairlead_common::verdict::{self, Family, Tables, Verdict};
+
+use crate::packet::Skb;
+use crate::tables::{Maps, state};
+use crate::trampoline::raw;
+use crate::verdict::{Counted, act, drop_here, pass};
+
+/// tc ingress of the uplink: what reaches the node.
+#[classifier]
+pub fn from_uplink(ctx: TcContext) -> i32 {
+    let skb = Skb(raw(&ctx));
+    let Some(state) = state() else { return TC_ACT_SHOT };
+    match skb.ether_type() {
+        ETHER_IPV4 => match skb.at::<26, 1>() {
+            Some([source]) => arriving(&skb, &state, source),
+            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
+        },
+        ETHER_IPV6 => match skb.at::<22, 4>() {
+            Some(source) => arriving(&skb, &state, source),
+            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
+        },
+        _ => {
+            pass(&skb, &state, SLOT_SETTLED, Counted::No);
+            TC_ACT_UNSPEC
+        }
+    }
+}
+
+#[inline(always)]
+fn arriving<A: Family>(skb: &Skb, state: &State, source: A) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let verdict = verdict::from_uplink(&Maps, &hook, &source);
+    // For the event: all that was looked at.
+    let p = Parsed {
+        source,
+        destination: A::UNSPECIFIED,
+        kind: Kind::Flow,
+        protocol: 0,
+        tcp_flags: 0,
+        hop_limit: 0,
+        echo_reply: false,
+        first_fragment: false,
+        source_port: 0,
+        destination_port: 0,
+        transport: 0,
+        transport_length: 0,
+        fragment_id: 0,
+    };
+    act(skb, state, verdict, &p, Counted::No)
+}
+
+/// tc egress of the uplink: what leaves the node.
+#[classifier]
+pub fn to_uplink(ctx: TcContext) -> i32 {
+    let skb = Skb(raw(&ctx));
+    let Some(state) = state() else { return TC_ACT_SHOT };
+    let mark = skb.hook(&state).mark;
+    // The node's own traffic, and what owes nothing.
+    if mark == SLOT_NONE || mark == SLOT_SETTLED {
+        return TC_ACT_UNSPEC;
+    }
+    match skb.ether_type() {
+        ETHER_IPV4 => to_uplink4(&skb, &state),
+        ETHER_IPV6 => to_uplink6(&skb, &state),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(never)]
+fn to_uplink4(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    leaving(skb, state, packet::parse4(skb))
+}
+
+#[inline(never)]
+fn to_uplink6(skb: &Skb, state: &State) -> i32 {
+    let skb = &Skb(skb.0);
+    leaving(skb, state, packet::parse6(skb))
+}
+
+#[inline(always)]
+fn leaving<A: Family>(skb: &Skb, state: &State, parsed: Result<Parsed<A>, DropReason>) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let verdict = verdict::to_uplink(&Maps, state, &hook, parsed);
+    match (verdict, parsed) {
+        (verdict, Ok(p)) => act(skb, state, verdict, &p, Counted::No),
+        (Verdict::Drop(dropped), Err(_)) => {
+            drop_here(skb, state, dropped.reason, dropped.direction)
+        }
+        (_, Err(reason)) => drop_here(skb, state, reason, DIRECTION_INGRESS),
+    }
+}
