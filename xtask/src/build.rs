@@ -12,6 +12,8 @@ use crate::{bpf_toolchain, process, setup, workspace};
 const EXECUTABLES: [&str; 3] = ["fairlead-cni", "fairlead-agent", "fairlead"];
 /// Crates with those executables.
 const PACKAGES: [&str; 2] = ["fairlead-cni", "fairlead-agent"];
+/// Name of the "executable" of crate fairlead-ebpf, which is the object.
+const BPF_BIN: &str = "fairlead";
 /// Static executables without musl: glibc is linked in.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -69,8 +71,7 @@ pub(crate) fn host_cargo(subcommand: &str) -> std::process::Command {
     command
         .arg(subcommand)
         .arg("--target-dir")
-        .arg(workspace::target())
-        .env("FAIRLEAD_BPF_OBJECT", workspace::bpf_object());
+        .arg(workspace::target());
     command
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn bpf_object() -> Result<PathBuf> {
     )?;
     let object = workspace::bpf_object();
     install(
-        &folder.join(bpf_toolchain::TARGET).join("release/fairlead-ebpf"),
+        &folder.join(bpf_toolchain::TARGET).join("release").join(BPF_BIN),
         &object,
     )?;
     println!("build: {}", object.display());

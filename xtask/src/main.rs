@@ -41,12 +41,18 @@ enum Command {
     Demo(demo::Options),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Arguments::parse().command {
-        Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
+fn main() -> ExitCode {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
+    let result = match Arguments::parse().command {
+        Command::Setup => done(setup::run()),
         Command::Doctor => Ok(doctor::run()),
-        Command::Build(options) => build::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Build(options) => done(build::run(&options)),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        // Without the backtrace that anyhow would add: what failed is another program.
+        eprintln!("xtask: {error:#}");
+        ExitCode::from(2)
+    })
 }
