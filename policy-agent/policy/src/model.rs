@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::Serialize;
 
 /// Labels of a pod or a namespace.
@@ -191,4 +191,38 @@ pub enum Operator {
     Exists,
     /// The key is not there.
     DoesNotExist,
+}
+
+/// `network` with its host bits cleared, and an IPv4-mapped IPv6 block (`::ffff:10.0.0.0/104`) as the
+/// IPv4 block that it means.
+pub fn canonical_network(network: IpNetwork) -> IpNetwork {
+    let plain = match network {
+        IpNetwork::V6(v6) if v6.prefix() >= 96 => v6
+            .ip()
+            .to_ipv4_mapped()
+            .and_then(|ip| Ipv4Network::new(ip, v6.prefix() - 96).ok())
+            .map_or(network, IpNetwork::V4),
+        _ => network,
+    };
+    IpNetwork::new(plain.network(), plain.prefix()).unwrap_or(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_reduced_to_one_form() {
+        for (written, meant) in [
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("::ffff:10.1.2.3/104", "10.0.0.0/8"),
+            ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
+            ("::ffff:0:0/95", "::fffe:0:0/95"),
+            ("fd00::1/64", "fd00::/64"),
+            ("1.2.3.4/0", "0.0.0.0/0"),
+        ] {
+            let written: IpNetwork = written.parse().unwrap();
+            assert_eq!(canonical_network(written), meant.parse().unwrap(), "{written}");
+        }
+    }
 }
