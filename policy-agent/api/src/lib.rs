@@ -10,6 +10,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod client;
+
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -153,7 +156,11 @@ impl std::str::FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(invalid)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
         }
-        if parts.next().is_some() { Err(invalid()) } else { Ok(Self(bytes)) }
+        if parts.next().is_some() {
+            Err(invalid())
+        } else {
+            Ok(Self(bytes))
+        }
     }
 }
 
@@ -249,7 +256,13 @@ mod tests {
         let mac: Mac = "0a:00:ff:10:20:30".parse().unwrap();
         assert_eq!(mac.0, [0x0a, 0, 0xff, 0x10, 0x20, 0x30]);
         assert_eq!(mac.to_string(), "0a:00:ff:10:20:30");
-        for bad in ["", "0a:00:ff:10:20", "0a:00:ff:10:20:30:40", "0g:00:ff:10:20:30", "a:00:ff:10:20:30"] {
+        for bad in [
+            "",
+            "0a:00:ff:10:20",
+            "0a:00:ff:10:20:30:40",
+            "0g:00:ff:10:20:30",
+            "a:00:ff:10:20:30",
+        ] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }
