@@ -3,10 +3,13 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
 use fairlead_common::maps::State;
 use fairlead_common::packet::Packet;
 use fairlead_common::verdict::Hook;
+
+/// Ethernet, IPv6 and TCP without options.
+const HEADERS: u32 = 14 + 40 + 20;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 const PACKET_HOST: u32 = 0;
@@ -42,6 +45,19 @@ impl Skb {
             ifindex: field.ifindex,
             mark: (field.mark & state.mark_mask) >> (state.mark_shift & 31),
             made_here: field.ingress_ifindex == 0 && !socket.is_null(),
+        }
+    }
+
+    /// Makes the headers of ordinary packets readable in place, where they are not (seldom).
+    #[inline(always)]
+    pub(crate) fn pull(&self) {
+        let field = self.field();
+        let present = field.data_end.wrapping_sub(field.data);
+        if present < HEADERS && present < field.len {
+            let wanted = if field.len < HEADERS { field.len } else { HEADERS };
+            // SAFETY: the context is valid; the packet's addresses are read again afterwards. Failed,
+            // the packet is as it was, and what cannot be read is dropped as malformed.
+            let _ = unsafe { bpf_skb_pull_data(self.0, wanted) };
         }
     }
 
@@ -97,7 +113,7 @@ impl Packet for Skb {
             // reads words at any address (the verifier refuses the program where it does not).
             return Some(unsafe { *(start as *const [u32; N]) });
         }
-        self.load::<N>(OFFSET as u32)
+        None
     }
 
     #[inline(always)]
@@ -105,8 +121,7 @@ impl Packet for Skb {
         let mut words = MaybeUninit::<[u32; N]>::uninit();
         // SAFETY: the helper writes all of `words`, or fails; failed, it has zeroed them.
         unsafe {
-            let failed =
-                bpf_skb_load_bytes(self.0.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32);
+            let failed = bpf_skb_load_bytes(self.0.cast(), offset, words.as_mut_ptr().cast(), (N * 4) as u32);
             if failed == 0 { Some(words.assume_init()) } else { None }
         }
     }

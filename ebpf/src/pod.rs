@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_EGRESS, DIRECTION_INGRESS, Endpoint, SLOT_NONE, SLOT_SETTLED, State};
-use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables, unlocked};
 
@@ -13,17 +13,28 @@ use crate::tables::{Maps, state};
 use crate::trampoline::raw;
 use crate::verdict::{Counted, act, drop_here, pass};
 
+/// Says that the packet is an ICMP error, which has a function of its own: both together need more
+/// stack than there is. No result of tc.
+const ICMP_ERROR: i32 = i32::MIN;
+
 /// tc ingress of a pod's host interface: what the pod sends.
 #[classifier]
 pub fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
+    skb.pull();
     if skb.vlan() {
         return drop_here(&skb, &state, DropReason::Vlan, DIRECTION_EGRESS);
     }
     match skb.ether_type() {
-        ETHER_IPV4 => from_pod4(&skb, &state),
-        ETHER_IPV6 => from_pod6(&skb, &state),
+        ETHER_IPV4 => match from_pod4(&skb, &state) {
+            ICMP_ERROR => from_pod4_error(&skb, &state),
+            result => result,
+        },
+        ETHER_IPV6 => match from_pod6(&skb, &state) {
+            ICMP_ERROR => from_pod6_error(&skb, &state),
+            result => result,
+        },
         ETHER_ARP => match check_arp(&skb) {
             Ok(()) => {
                 pass(&skb, &state, SLOT_SETTLED, Counted::Here(DIRECTION_EGRESS));
@@ -40,22 +51,26 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 
 #[inline(never)]
 fn from_pod4(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    leaving(skb, state, packet::parse4)
+    leaving::<u32>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn from_pod4_error(skb: &Skb, state: &State) -> i32 {
+    error_leaving::<u32>(&Skb(skb.0), state)
 }
 
 #[inline(never)]
 fn from_pod6(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    leaving(skb, state, packet::parse6)
+    leaving::<[u32; 4]>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn from_pod6_error(skb: &Skb, state: &State) -> i32 {
+    error_leaving::<[u32; 4]>(&Skb(skb.0), state)
 }
 
 #[inline(always)]
-fn leaving<A: Family>(
-    skb: &Skb,
-    state: &State,
-    parse: impl FnOnce(&Skb) -> Result<Parsed<A>, DropReason>,
-) -> i32
+fn leaving<A: Family>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
@@ -67,12 +82,42 @@ where
     if !from_own_mac(skb, endpoint) {
         return drop_here(skb, state, DropReason::SpoofedMac, DIRECTION_EGRESS);
     }
-    let mut p = match parse(skb) {
-        Ok(p) => p,
-        Err(reason) => return drop_here(skb, state, reason, DIRECTION_EGRESS),
-    };
+    let mut p = Parsed::empty();
+    if let Err(reason) = A::parse_into(skb, &mut p) {
+        return drop_here(skb, state, reason, DIRECTION_EGRESS);
+    }
+    if p.kind == Kind::IcmpError {
+        return ICMP_ERROR;
+    }
     let verdict = verdict::from_pod(&Maps, state, skb, &hook, endpoint, &mut p);
     act(skb, state, verdict, &p, Counted::Here(DIRECTION_EGRESS))
+}
+
+#[inline(always)]
+fn error_leaving<A: Family>(skb: &Skb, state: &State) -> i32
+where
+    Maps: Tables<A>,
+{
+    let mut p = Parsed::empty();
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, skb.ifindex()), A::parse_into(skb, &mut p)) else {
+        return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
+    };
+    let verdict = verdict::error_from_pod(&Maps, state, skb, endpoint, &p);
+    act(skb, state, verdict, &p, Counted::Here(DIRECTION_EGRESS))
+}
+
+#[inline(always)]
+fn error_arriving<A: Family>(skb: &Skb, state: &State) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let mut p = Parsed::empty();
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, hook.ifindex), A::parse_into(skb, &mut p)) else {
+        return drop_here(skb, state, DropReason::Internal, DIRECTION_INGRESS);
+    };
+    let verdict = verdict::error_to_pod(&Maps, state, skb, &hook, endpoint, &p);
+    act(skb, state, verdict, &p, Counted::Here(DIRECTION_INGRESS))
 }
 
 /// tc egress of a pod's host interface: what the host's stack delivers to the pod.
@@ -80,12 +125,19 @@ where
 pub fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
+    skb.pull();
     if skb.vlan() {
         return drop_here(&skb, &state, DropReason::Vlan, DIRECTION_INGRESS);
     }
     match skb.ether_type() {
-        ETHER_IPV4 => to_pod4(&skb, &state),
-        ETHER_IPV6 => to_pod6(&skb, &state),
+        ETHER_IPV4 => match to_pod4(&skb, &state) {
+            ICMP_ERROR => to_pod4_error(&skb, &state),
+            result => result,
+        },
+        ETHER_IPV6 => match to_pod6(&skb, &state) {
+            ICMP_ERROR => to_pod6_error(&skb, &state),
+            result => result,
+        },
         other => match unlocked::<u32, _>(&Maps, skb.ifindex()) {
             Ok(_) if other == ETHER_ARP => {
                 pass(&skb, &state, SLOT_NONE, Counted::Here(DIRECTION_INGRESS));
@@ -99,22 +151,26 @@ pub fn to_pod(ctx: TcContext) -> i32 {
 
 #[inline(never)]
 fn to_pod4(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    arriving(skb, state, packet::parse4)
+    arriving::<u32>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn to_pod4_error(skb: &Skb, state: &State) -> i32 {
+    error_arriving::<u32>(&Skb(skb.0), state)
 }
 
 #[inline(never)]
 fn to_pod6(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    arriving(skb, state, packet::parse6)
+    arriving::<[u32; 4]>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn to_pod6_error(skb: &Skb, state: &State) -> i32 {
+    error_arriving::<[u32; 4]>(&Skb(skb.0), state)
 }
 
 #[inline(always)]
-fn arriving<A: Family>(
-    skb: &Skb,
-    state: &State,
-    parse: impl FnOnce(&Skb) -> Result<Parsed<A>, DropReason>,
-) -> i32
+fn arriving<A: Family>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
@@ -123,18 +179,23 @@ where
         Ok(endpoint) => endpoint,
         Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
     };
-    let mut p = match parse(skb) {
-        Ok(p) => p,
-        Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
-    };
-    let verdict = verdict::to_pod(&Maps, state, skb, &hook, endpoint, &mut p);
+    let mut p = Parsed::empty();
+    if let Err(reason) = A::parse_into(skb, &mut p) {
+        return drop_here(skb, state, reason, DIRECTION_INGRESS);
+    }
+    if p.kind == Kind::IcmpError {
+        return ICMP_ERROR;
+    }
+    let verdict = verdict::to_pod(&Maps, state, &hook, endpoint, &mut p);
     act(skb, state, verdict, &p, Counted::Here(DIRECTION_INGRESS))
 }
 
 /// Whether the frame's source is the pod's MAC address.
 #[inline(always)]
 fn from_own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
-    let Some([_, middle, last]) = skb.at::<0, 3>() else { return false };
+    let Some([_, middle, last]) = skb.at::<0, 3>() else {
+        return false;
+    };
     let [_, _, s0, s1] = middle.to_ne_bytes();
     let [s2, s3, s4, s5] = last.to_ne_bytes();
     let [m0, m1, m2, m3, m4, m5] = endpoint.pod_mac;

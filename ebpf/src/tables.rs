@@ -57,16 +57,14 @@ static FLOWS4: LruHashMap<FlowKey<u32>, Shared<Flow>> = LruHashMap::with_max_ent
 #[map(name = "flows6")]
 static FLOWS6: LruHashMap<FlowKey<[u32; 4]>, Shared<Flow>> = LruHashMap::with_max_entries(65_536, 0);
 #[map(name = "pending4")]
-static PENDING4: HashMap<PendingKey, Shared<Pending<u32>>> =
-    HashMap::with_max_entries(524_288, NO_PREALLOC);
+static PENDING4: HashMap<PendingKey, Shared<Pending<u32>>> = HashMap::with_max_entries(524_288, NO_PREALLOC);
 #[map(name = "pending6")]
 static PENDING6: HashMap<PendingKey, Shared<Pending<[u32; 4]>>> =
     HashMap::with_max_entries(524_288, NO_PREALLOC);
 #[map(name = "fragments4")]
 static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FragmentPorts> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "fragments6")]
-static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FragmentPorts> =
-    LruHashMap::with_max_entries(8192, 0);
+static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FragmentPorts> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "drops")]
 static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "passed")]
@@ -217,9 +215,12 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn address(&self, address: &$address) -> Option<AddressInfo> {
+            fn address(&self, address: &$address) -> AddressInfo {
                 // SAFETY: not preallocated, see `row`.
-                unsafe { $addresses.get(address) }.copied()
+                match unsafe { $addresses.get(address) } {
+                    Some(info) => *info,
+                    None => AddressInfo::UNKNOWN,
+                }
             }
 
             #[inline(always)]

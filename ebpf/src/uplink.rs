@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
-use fairlead_common::packet::{self, ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Family, Tables, Verdict};
+use fairlead_common::verdict::{self, Family, Tables};
 
 use crate::packet::Skb;
 use crate::tables::{Maps, state};
@@ -18,6 +18,7 @@ use crate::verdict::{Counted, act, drop_here, pass};
 pub fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
+    skb.pull();
     match skb.ether_type() {
         ETHER_IPV4 => match skb.at::<26, 1>() {
             Some([source]) => arriving(&skb, &state, source),
@@ -42,21 +43,7 @@ where
     let hook = skb.hook(state);
     let verdict = verdict::from_uplink(&Maps, &hook, &source);
     // For the event: all that was looked at.
-    let p = Parsed {
-        source,
-        destination: A::UNSPECIFIED,
-        kind: Kind::Flow,
-        protocol: 0,
-        tcp_flags: 0,
-        hop_limit: 0,
-        echo_reply: false,
-        first_fragment: false,
-        source_port: 0,
-        destination_port: 0,
-        transport: 0,
-        transport_length: 0,
-        fragment_id: 0,
-    };
+    let p = Parsed { source, ..Parsed::empty() };
     act(skb, state, verdict, &p, Counted::No)
 }
 
@@ -70,6 +57,7 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
     if mark == SLOT_NONE || mark == SLOT_SETTLED {
         return TC_ACT_UNSPEC;
     }
+    skb.pull();
     match skb.ether_type() {
         ETHER_IPV4 => to_uplink4(&skb, &state),
         ETHER_IPV6 => to_uplink6(&skb, &state),
@@ -79,28 +67,22 @@ pub fn to_uplink(ctx: TcContext) -> i32 {
 
 #[inline(never)]
 fn to_uplink4(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    leaving(skb, state, packet::parse4(skb))
+    leaving::<u32>(&Skb(skb.0), state)
 }
 
 #[inline(never)]
 fn to_uplink6(skb: &Skb, state: &State) -> i32 {
-    let skb = &Skb(skb.0);
-    leaving(skb, state, packet::parse6(skb))
+    leaving::<[u32; 4]>(&Skb(skb.0), state)
 }
 
 #[inline(always)]
-fn leaving<A: Family>(skb: &Skb, state: &State, parsed: Result<Parsed<A>, DropReason>) -> i32
+fn leaving<A: Family>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
     let hook = skb.hook(state);
-    let verdict = verdict::to_uplink(&Maps, state, &hook, parsed);
-    match (verdict, parsed) {
-        (verdict, Ok(p)) => act(skb, state, verdict, &p, Counted::No),
-        (Verdict::Drop(dropped), Err(_)) => {
-            drop_here(skb, state, dropped.reason, dropped.direction)
-        }
-        (_, Err(reason)) => drop_here(skb, state, reason, DIRECTION_INGRESS),
-    }
+    let mut p = Parsed::empty();
+    let parsed = A::parse_into(skb, &mut p);
+    let verdict = verdict::to_uplink(&Maps, state, &hook, parsed, &mut p);
+    act(skb, state, verdict, &p, Counted::No)
 }

@@ -90,7 +90,9 @@ where
 #[inline(always)]
 fn decrement_hop_limit<A: Address>(skb: &Skb, p: &Parsed<A>) -> bool {
     if skb.ether_type() == ETHER_IPV4 {
-        let Some([word]) = skb.at::<22, 1>() else { return false };
+        let Some([word]) = skb.at::<22, 1>() else {
+            return false;
+        };
         let word = u32::from_be(word);
         let sum = (word & 0xffff) + 0x0100;
         let sum = (sum + u32::from(sum >= 0xffff)) & 0xffff;
@@ -108,7 +110,9 @@ fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Op
     let key =
         DropKey { ifindex: dropped.ifindex, direction: dropped.direction, reason: dropped.reason as u16 };
     count_drop(&key);
-    let Some(limit) = event_limit(slot_of(dropped.ifindex)) else { return TC_ACT_SHOT };
+    let Some(limit) = event_limit(slot_of(dropped.ifindex)) else {
+        return TC_ACT_SHOT;
+    };
     let EventLimit { tick, mut written, lost, .. } = limit.get();
     let tick_now = now();
     if tick != tick_now {

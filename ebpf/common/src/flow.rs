@@ -109,29 +109,6 @@ impl<A: Address> FlowKey<A> {
 }
 
 impl Flow {
-    /// A flow opened by the end `opener`, seen now.
-    #[inline(always)]
-    pub fn opened_by(opener: usize, now: u32, flags: u32) -> Self {
-        let opened = if opener == 1 { FLOW_OPENED_HIGH } else { 0 };
-        Self {
-            endpoint: [Cell::new(0), Cell::new(0)],
-            judged: [Cell::new(0), Cell::new(0)],
-            seen: Cell::new(now),
-            slots: Cell::new(0),
-            flags: Cell::new(flags | opened),
-        }
-    }
-
-    /// Says which endpoint stands at an end, judged at a policy generation.
-    #[inline(always)]
-    pub fn settle(&self, end: usize, slot: u32, endpoint: u32, generation: u32) {
-        self.endpoint[end & 1].set(endpoint);
-        self.judged[end & 1].set(generation);
-        let shift = (end as u32 & 1) * 16;
-        self.slots
-            .set(self.slots.get() & !(0xffff << shift) | slot << shift);
-    }
-
     /// Slot of the endpoint at an end.
     #[inline(always)]
     pub fn slot(&self, end: usize) -> u32 {
@@ -209,23 +186,17 @@ pub struct Known<'a> {
 }
 
 /// Looks a flow up: first among the answered ones, then among the pending ones of two endpoints.
-#[inline(always)]
+#[inline(never)]
 pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
     tables: &'a T,
     key: &FlowKey<A>,
     slots: [u32; 2],
     now: u32,
 ) -> Option<Known<'a>> {
-    if let Some(flow) = tables.flow(key) {
-        if flow.alive(key.protocol, now) {
-            return Some(Known {
-                flow,
-                place: PendingKey {
-                    slot: SLOT_NONE,
-                    place: 0,
-                },
-            });
-        }
+    if let Some(flow) = tables.flow(key)
+        && flow.alive(key.protocol, now)
+    {
+        return Some(Known { flow, place: PendingKey { slot: SLOT_NONE, place: 0 } });
     }
     for slot in slots {
         if slot == SLOT_NONE || slot == SLOT_SETTLED {
@@ -233,45 +204,84 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
         }
         for place in key.places() {
             let place = PendingKey { slot, place };
-            if let Some(pending) = tables.pending(&place) {
-                if pending.key.same(key) && pending.flow.alive(key.protocol, now) {
-                    return Some(Known {
-                        flow: &pending.flow,
-                        place,
-                    });
-                }
+            if let Some(pending) = tables.pending(&place)
+                && pending.key.same(key)
+                && pending.flow.alive(key.protocol, now)
+            {
+                return Some(Known { flow: &pending.flow, place });
             }
         }
     }
     None
 }
 
+/// A flow to be recorded.
+pub struct Opening<'a, A> {
+    /// Its key.
+    pub key: &'a FlowKey<A>,
+    /// Slot of the endpoint in whose places it waits for an answer.
+    pub owner: u32,
+    /// The end that opened it.
+    pub opener: usize,
+    /// The end that the packet comes from.
+    pub source: usize,
+    /// Flags of [`Flow`] besides the opener's.
+    pub flags: u32,
+    /// TCP flags of the packet.
+    pub tcp_flags: u8,
+    /// Policy generation at which the endpoints' rules allowed it.
+    pub generation: u32,
+    /// Slot and generation of the local endpoint at the packet's source, 0 for none.
+    pub sender: (u32, u32),
+    /// Slot and generation of the local endpoint at the packet's destination, 0 for none.
+    pub receiver: (u32, u32),
+    /// Time in ticks.
+    pub now: u32,
+}
+
 /// Records a flow that nobody has answered yet in its endpoint's places: in the first that is free or
-/// dead, else in the one whose flow has been silent for longer.
-#[inline(always)]
-pub fn record<A: Address, T: FlowTables<A>>(tables: &T, slot: u32, pending: &Pending<A>) -> bool {
-    let now = pending.flow.seen.get();
-    let [first, second] = pending.key.places();
-    let mut place = first;
-    let first = PendingKey { slot, place: first };
-    if let Some(there) = tables.pending(&first) {
-        if !there.key.same(&pending.key) && there.flow.alive(there.key.protocol, now) {
-            let age = now.wrapping_sub(there.flow.seen.get());
-            let other = PendingKey { slot, place: second };
-            match tables.pending(&other) {
-                Some(there)
-                    if !there.key.same(&pending.key)
-                        && there.flow.alive(there.key.protocol, now)
-                        && now.wrapping_sub(there.flow.seen.get()) < age => {}
-                _ => place = second,
-            }
+/// dead, else in the one whose flow has been silent for longer. `false` where there was no memory.
+///
+/// Out of line, so that its record does not stand on the stack of what calls it.
+#[inline(never)]
+pub fn record<A: Address, T: FlowTables<A>>(tables: &T, opening: &Opening<'_, A>) -> bool {
+    let now = opening.now;
+    let key = opening.key;
+    let opened = if opening.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
+    let end = |end: usize| if end == opening.source { opening.sender } else { opening.receiver };
+    let (low, high) = (end(0), end(1));
+    let pending = Pending {
+        key: *key,
+        flow: Flow {
+            endpoint: [Cell::new(low.1), Cell::new(high.1)],
+            judged: [Cell::new(opening.generation), Cell::new(opening.generation)],
+            seen: Cell::new(now),
+            slots: Cell::new(low.0 & 0xffff | high.0 << 16),
+            flags: Cell::new(opening.flags | opened),
+        },
+    };
+    pending.flow.note(now, opening.tcp_flags, opening.opener != opening.source);
+    let [first, second] = key.places();
+    let mut place = PendingKey { slot: opening.owner, place: first };
+    if let Some(there) = tables.pending(&place)
+        && !there.key.same(key)
+        && there.flow.alive(there.key.protocol, now)
+    {
+        let age = now.wrapping_sub(there.flow.seen.get());
+        place.place = second;
+        if let Some(there) = tables.pending(&place)
+            && !there.key.same(key)
+            && there.flow.alive(there.key.protocol, now)
+            && now.wrapping_sub(there.flow.seen.get()) < age
+        {
+            place.place = first;
         }
     }
     // What the table of answered flows still says of an older flow of this key must not answer for it.
-    if tables.flow(&pending.key).is_some() {
-        tables.remove_flow(&pending.key);
+    if tables.flow(key).is_some() {
+        tables.remove_flow(key);
     }
-    tables.insert_pending(&PendingKey { slot, place }, pending)
+    tables.insert_pending(&place, &pending)
 }
 
 /// Moves a flow that was answered out of its endpoint's places.

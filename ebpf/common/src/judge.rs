@@ -88,10 +88,7 @@ pub fn allows<A, T: PeerTables<A>>(
     let set = if atom == ATOM_WORLD {
         side.default_set
     } else {
-        let row = RowKey {
-            signature: side.signature,
-            atom,
-        };
+        let row = RowKey { signature: side.signature, atom };
         match tables.row(&row) {
             Some(sets) => match banked(sets, generation) {
                 ABSENT => side.default_set,

@@ -189,15 +189,9 @@ pub struct Side {
 
 impl Side {
     /// Not isolated.
-    pub const OPEN: Self = Self {
-        signature: SIGNATURE_OPEN,
-        default_set: SET_ALL,
-    };
+    pub const OPEN: Self = Self { signature: SIGNATURE_OPEN, default_set: SET_ALL };
     /// Everything denied.
-    pub const CLOSED: Self = Self {
-        signature: SIGNATURE_CLOSED,
-        default_set: SET_NONE,
-    };
+    pub const CLOSED: Self = Self { signature: SIGNATURE_CLOSED, default_set: SET_NONE };
 }
 
 /// The rules of both directions of an endpoint.
@@ -212,15 +206,9 @@ pub struct EndpointPolicy {
 
 impl EndpointPolicy {
     /// Not isolated in either direction.
-    pub const OPEN: Self = Self {
-        ingress: Side::OPEN,
-        egress: Side::OPEN,
-    };
+    pub const OPEN: Self = Self { ingress: Side::OPEN, egress: Side::OPEN };
     /// Everything denied in both directions.
-    pub const CLOSED: Self = Self {
-        ingress: Side::CLOSED,
-        egress: Side::CLOSED,
-    };
+    pub const CLOSED: Self = Self { ingress: Side::CLOSED, egress: Side::CLOSED };
 }
 
 /// Addresses of one family that an endpoint can have.
@@ -302,6 +290,13 @@ pub struct AddressInfo {
     pub slot: u32,
 }
 
+impl AddressInfo {
+    /// What is said of an address that the maps do not hold.
+    pub const UNKNOWN: Self = Self { kind: ADDRESS_UNKNOWN, slot: SLOT_NONE };
+}
+
+/// [`AddressInfo::kind`]: nothing is known of the address.
+pub const ADDRESS_UNKNOWN: u32 = 0;
 /// [`AddressInfo::kind`]: address of a local endpoint.
 pub const ADDRESS_ENDPOINT: u32 = 1;
 /// [`AddressInfo::kind`]: one of this node's own addresses.

@@ -99,6 +99,26 @@ pub struct Parsed<A> {
 }
 
 impl<A: Address> Parsed<A> {
+    /// Nothing yet.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            source: A::UNSPECIFIED,
+            destination: A::UNSPECIFIED,
+            kind: Kind::Flow,
+            protocol: 0,
+            tcp_flags: 0,
+            hop_limit: 0,
+            echo_reply: false,
+            first_fragment: false,
+            source_port: 0,
+            destination_port: 0,
+            transport: 0,
+            transport_length: 8,
+            fragment_id: 0,
+        }
+    }
+
     /// A TCP packet that opens a connection: SYN without ACK.
     #[inline(always)]
     pub fn is_bare_syn(&self) -> bool {
@@ -129,9 +149,15 @@ fn second_half(word: u32) -> u16 {
     (be(word) as u16).to_be()
 }
 
+/// Parses a frame whose EtherType is the family's.
+pub fn parse<A: FamilyOf, P: Packet>(packet: &P) -> Result<Parsed<A>, DropReason> {
+    let mut parsed = Parsed::empty();
+    A::parse_into(packet, &mut parsed).map(|()| parsed)
+}
+
 /// Parses IPv4 (RFC 791). Options are walked for source routes only.
 #[inline(always)]
-pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<u32>, DropReason> {
+fn parse4<P: Packet>(packet: &P, parsed: &mut Parsed<u32>) -> Result<(), DropReason> {
     let Some([w0, w1, w2, source, destination]) = packet.at::<14, 5>() else {
         return Err(DropReason::Malformed);
     };
@@ -149,36 +175,27 @@ pub fn parse4<P: Packet>(packet: &P) -> Result<Parsed<u32>, DropReason> {
         refuse_source_routes(packet, header - 20)?;
     }
     let fragment = be(w1);
-    let mut parsed = Parsed {
-        source,
-        destination,
-        kind: Kind::Flow,
-        protocol: (be(w2) >> 16) as u8,
-        tcp_flags: 0,
-        hop_limit: (be(w2) >> 24) as u8,
-        echo_reply: false,
-        first_fragment: false,
-        source_port: 0,
-        destination_port: 0,
-        transport,
-        transport_length: 8,
-        fragment_id: fragment >> 16,
-    };
+    parsed.source = source;
+    parsed.destination = destination;
+    parsed.protocol = (be(w2) >> 16) as u8;
+    parsed.hop_limit = (be(w2) >> 24) as u8;
+    parsed.transport = transport;
+    parsed.fragment_id = fragment >> 16;
     // Offset in units of 8 bytes, then the bit "more fragments".
-    fragment_of(&mut parsed, fragment & 0x1fff, fragment & 0x2000 != 0)?;
+    fragment_of(parsed, fragment & 0x1fff, fragment & 0x2000 != 0)?;
     if parsed.kind != Kind::LaterFragment {
         if header == 20 {
-            transport_of(packet, &mut parsed, end, true)?;
+            transport_of(packet, parsed, end, true)?;
         } else {
-            transport_of(packet, &mut parsed, end, false)?;
+            transport_of(packet, parsed, end, false)?;
         }
     }
-    Ok(parsed)
+    Ok(())
 }
 
 /// Parses IPv6 (RFC 8200) with its extension headers.
 #[inline(always)]
-pub fn parse6<P: Packet>(packet: &P) -> Result<Parsed<[u32; 4]>, DropReason> {
+fn parse6<P: Packet>(packet: &P, parsed: &mut Parsed<[u32; 4]>) -> Result<(), DropReason> {
     let Some([w0, w1, s0, s1, s2, s3, d0, d1, d2, d3]) = packet.at::<14, 10>() else {
         return Err(DropReason::Malformed);
     };
@@ -187,30 +204,20 @@ pub fn parse6<P: Packet>(packet: &P) -> Result<Parsed<[u32; 4]>, DropReason> {
     }
     let payload = be(w1) >> 16;
     let end = end_of(packet, payload + 40, payload == 0)?;
-    let mut parsed = Parsed {
-        source: [s0, s1, s2, s3],
-        destination: [d0, d1, d2, d3],
-        kind: Kind::Flow,
-        protocol: (be(w1) >> 8) as u8,
-        tcp_flags: 0,
-        hop_limit: be(w1) as u8,
-        echo_reply: false,
-        first_fragment: false,
-        source_port: 0,
-        destination_port: 0,
-        transport: ETHERNET + 40,
-        transport_length: 8,
-        fragment_id: 0,
-    };
+    parsed.source = [s0, s1, s2, s3];
+    parsed.destination = [d0, d1, d2, d3];
+    parsed.protocol = (be(w1) >> 8) as u8;
+    parsed.hop_limit = be(w1) as u8;
+    parsed.transport = ETHERNET + 40;
     if !is_extension(parsed.protocol) {
-        transport_of(packet, &mut parsed, end, true)?;
-        return Ok(parsed);
+        transport_of(packet, parsed, end, true)?;
+        return Ok(());
     }
-    walk_extensions(packet, &mut parsed, end)?;
+    walk_extensions(packet, parsed, end)?;
     if parsed.kind != Kind::LaterFragment {
-        transport_of(packet, &mut parsed, end, false)?;
+        transport_of(packet, parsed, end, false)?;
     }
-    Ok(parsed)
+    Ok(())
 }
 
 /// Where the IP packet of `length` bytes ends: padding of the link layer may follow, nothing may be
@@ -223,11 +230,7 @@ fn end_of<P: Packet>(packet: &P, length: u32, absent: bool) -> Result<u32, DropR
         return Ok(frame);
     }
     let end = ETHERNET + length;
-    if end > frame {
-        Err(DropReason::Malformed)
-    } else {
-        Ok(end)
-    }
+    if end > frame { Err(DropReason::Malformed) } else { Ok(end) }
 }
 
 #[inline(always)]
@@ -454,6 +457,8 @@ pub trait FamilyOf: Address {
     fn icmp(kind: u8) -> Icmp;
     /// `N` words at `offset`, which is the usual place of the transport header if `fixed`.
     fn words_at<P: Packet, const N: usize>(packet: &P, offset: u32, fixed: bool) -> Option<[u32; N]>;
+    /// Parses a frame into what is [`Parsed::empty`]. Out of line, for the sake of BPF's stack.
+    fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
     /// The flow that an ICMP error is about: the packet that stands at `offset`, as far as the ports.
     fn inner<P: Packet>(packet: &P, offset: u32) -> Option<Inner<Self>>;
 }
@@ -473,6 +478,11 @@ pub struct Inner<A> {
 }
 
 impl FamilyOf for u32 {
+    #[inline(never)]
+    fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+        parse4(packet, parsed)
+    }
+
     const ICMP: u8 = protocol::ICMP;
 
     #[inline(always)]
@@ -490,11 +500,7 @@ impl FamilyOf for u32 {
 
     #[inline(always)]
     fn words_at<P: Packet, const N: usize>(packet: &P, offset: u32, fixed: bool) -> Option<[u32; N]> {
-        if fixed {
-            packet.at::<34, N>()
-        } else {
-            packet.load::<N>(offset)
-        }
+        if fixed { packet.at::<34, N>() } else { packet.load::<N>(offset) }
     }
 
     #[inline(always)]
@@ -509,6 +515,11 @@ impl FamilyOf for u32 {
 }
 
 impl FamilyOf for [u32; 4] {
+    #[inline(never)]
+    fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+        parse6(packet, parsed)
+    }
+
     const ICMP: u8 = protocol::ICMP6;
 
     #[inline(always)]
@@ -526,11 +537,7 @@ impl FamilyOf for [u32; 4] {
 
     #[inline(always)]
     fn words_at<P: Packet, const N: usize>(packet: &P, offset: u32, fixed: bool) -> Option<[u32; N]> {
-        if fixed {
-            packet.at::<54, N>()
-        } else {
-            packet.load::<N>(offset)
-        }
+        if fixed { packet.at::<54, N>() } else { packet.load::<N>(offset) }
     }
 
     #[inline(always)]
@@ -561,13 +568,7 @@ fn inner_transport<P: Packet, A: FamilyOf>(
     destination: A,
     next: u8,
 ) -> Option<Inner<A>> {
-    let mut inner = Inner {
-        source,
-        destination,
-        protocol: next,
-        source_port: 0,
-        destination_port: 0,
-    };
+    let mut inner = Inner { source, destination, protocol: next, source_port: 0, destination_port: 0 };
     match next {
         protocol::TCP | protocol::UDP | protocol::SCTP => {
             let [ports] = packet.load::<1>(offset)?;

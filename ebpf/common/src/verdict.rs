@@ -3,12 +3,12 @@
 //! Nothing here touches a map or a packet itself: the kernel's side and the tests hand in both.
 
 use crate::address::{Address, is_link_local};
-use crate::flow::{FlowTables, Known, find, forget, promote, record};
+use crate::flow::{FlowTables, Known, Opening, find, forget, promote, record};
 use crate::judge::{PeerTables, allows, protocol};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS, DIRECTION_EGRESS,
     DIRECTION_INGRESS, ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, FLOW_BEFORE_NAT,
-    FLOW_DIRECT, FLOW_EXEMPT, Flow, FlowKey, FragmentKey, FragmentPorts, Pending, SLOT_NONE, SLOT_SETTLED,
+    FLOW_DIRECT, FLOW_EXEMPT, FlowKey, FragmentKey, FragmentPorts, SIGNATURE_OPEN, SLOT_NONE, SLOT_SETTLED,
     STATE_FAST_PATH, Side, State, slot_of,
 };
 use crate::packet::{ETHERNET, FamilyOf, Kind, Packet, Parsed};
@@ -20,8 +20,9 @@ pub trait Tables<A>: PeerTables<A> + FlowTables<A> {
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
     /// Map `killed`: the interface index that was killed last in a slot.
     fn killed(&self, slot: u32) -> u32;
-    /// Maps `addresses4` and `addresses6`.
-    fn address(&self, address: &A) -> Option<AddressInfo>;
+    /// Maps `addresses4` and `addresses6`; [`AddressInfo::UNKNOWN`] where they have no entry. (No
+    /// `Option`: the compiler would merge its branches into code that the verifier refuses.)
+    fn address(&self, address: &A) -> AddressInfo;
     /// Maps `fragments4` and `fragments6`.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram's first fragment.
@@ -105,20 +106,12 @@ pub struct Dropped {
 impl Verdict {
     #[inline(always)]
     fn ingress(reason: DropReason, ifindex: u32) -> Self {
-        Self::Drop(Dropped {
-            reason,
-            ifindex,
-            direction: DIRECTION_INGRESS,
-        })
+        Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_INGRESS })
     }
 
     #[inline(always)]
     fn egress(reason: DropReason, ifindex: u32) -> Self {
-        Self::Drop(Dropped {
-            reason,
-            ifindex,
-            direction: DIRECTION_EGRESS,
-        })
+        Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_EGRESS })
     }
 }
 
@@ -159,27 +152,32 @@ fn unlocked_slot<A, T: Tables<A>>(tables: &T, slot: u32) -> Option<&Endpoint> {
     Some(endpoint)
 }
 
-/// A question to the tables, on the stack so that the function that answers it has two arguments.
-struct Question<'a, A> {
-    generation: u32,
-    side: Side,
-    peer: &'a A,
-    protocol: u8,
-    /// Network byte order.
-    port: u16,
+/// Asks the tables. Out of line, so that the kernel's verifier walks it fewer times, and with its
+/// arguments packed into registers: `side` holds signature and default set, `what` the generation, the
+/// protocol and the port in network byte order.
+#[inline(never)]
+fn answer<A, T: PeerTables<A>>(tables: &T, side: u64, peer: &A, what: u64) -> bool {
+    let side = Side { signature: (side >> 32) as u32, default_set: side as u32 };
+    let port = u16::from_be(what as u16);
+    allows(tables, (what >> 32) as u32, side, peer, (what >> 16) as u8, port)
 }
 
-/// Kept out of line: the kernel's verifier then walks it fewer times.
-#[inline(never)]
-fn answer<A, T: PeerTables<A>>(tables: &T, q: &Question<'_, A>) -> bool {
-    allows(
-        tables,
-        q.generation,
-        q.side,
-        q.peer,
-        q.protocol,
-        u16::from_be(q.port),
-    )
+/// Whether the rules of one direction allow the peer.
+#[inline(always)]
+fn ask<A, T: PeerTables<A>>(
+    tables: &T,
+    generation: u32,
+    side: Side,
+    peer: &A,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    if side.signature == SIGNATURE_OPEN {
+        return true;
+    }
+    let side = u64::from(side.signature) << 32 | u64::from(side.default_set);
+    let what = u64::from(generation) << 32 | u64::from(protocol) << 16 | u64::from(port);
+    answer(tables, side, peer, what)
 }
 
 #[inline(always)]
@@ -198,17 +196,7 @@ fn may_enter<A, T: Tables<A>>(
     port: u16,
 ) -> bool {
     let side = policy(endpoint, generation).ingress;
-    side == Side::OPEN
-        || answer(
-            tables,
-            &Question {
-                generation,
-                side,
-                peer,
-                protocol,
-                port,
-            },
-        )
+    ask(tables, generation, side, peer, protocol, port)
 }
 
 /// Whether the endpoint's rules let it open a flow to the peer.
@@ -222,17 +210,7 @@ fn may_leave<A, T: Tables<A>>(
     port: u16,
 ) -> bool {
     let side = policy(endpoint, generation).egress;
-    side == Side::OPEN
-        || answer(
-            tables,
-            &Question {
-                generation,
-                side,
-                peer,
-                protocol,
-                port,
-            },
-        )
+    ask(tables, generation, side, peer, protocol, port)
 }
 
 /// Whether the rules of an endpoint at the packet's source still allow the flow it belongs to.
@@ -245,23 +223,9 @@ fn source_may<A: Address, T: Tables<A>>(
     opened_by_source: bool,
 ) -> bool {
     if opened_by_source {
-        may_leave(
-            tables,
-            generation,
-            endpoint,
-            &p.destination,
-            p.protocol,
-            p.destination_port,
-        )
+        may_leave(tables, generation, endpoint, &p.destination, p.protocol, p.destination_port)
     } else {
-        may_enter(
-            tables,
-            generation,
-            endpoint,
-            &p.destination,
-            p.protocol,
-            p.source_port,
-        )
+        may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
     }
 }
 
@@ -275,14 +239,7 @@ fn destination_may<A: Address, T: Tables<A>>(
     opened_by_source: bool,
 ) -> bool {
     if opened_by_source {
-        may_enter(
-            tables,
-            generation,
-            endpoint,
-            &p.source,
-            p.protocol,
-            p.destination_port,
-        )
+        may_enter(tables, generation, endpoint, &p.source, p.protocol, p.destination_port)
     } else {
         may_leave(tables, generation, endpoint, &p.source, p.protocol, p.source_port)
     }
@@ -332,7 +289,47 @@ fn fits<A, P: Packet>(packet: &P, p: &Parsed<A>, target: &Endpoint) -> bool {
     p.hop_limit > 1 && size <= target.mtu
 }
 
-/// A pod sends: tc ingress of its host interface.
+/// A pod sends an ICMP error: tc ingress of its host interface.
+///
+/// Apart from [`from_pod`] for the sake of BPF's stack.
+#[inline(always)]
+pub fn error_from_pod<A: Family, P: Packet, T: Tables<A>>(
+    tables: &T,
+    state: &State,
+    packet: &P,
+    endpoint: &Endpoint,
+    p: &Parsed<A>,
+) -> Verdict {
+    if !p.source.owned_by(endpoint) {
+        Verdict::egress(DropReason::SpoofedAddress, endpoint.ifindex)
+    } else if p.destination.is_group() {
+        Verdict::egress(DropReason::Multicast, endpoint.ifindex)
+    } else if error_is_related(tables, packet, p, endpoint, state.generation) {
+        Verdict::Pass { slot: SLOT_SETTLED }
+    } else {
+        Verdict::egress(DropReason::IcmpUnrelated, endpoint.ifindex)
+    }
+}
+
+/// The stack delivers an ICMP error to a pod: tc egress of its host interface.
+#[inline(always)]
+pub fn error_to_pod<A: Family, P: Packet, T: Tables<A>>(
+    tables: &T,
+    state: &State,
+    packet: &P,
+    hook: &Hook,
+    endpoint: &Endpoint,
+    p: &Parsed<A>,
+) -> Verdict {
+    let exempt = hook.mark == slot_of(hook.ifindex) || hook.made_here && hook.mark == SLOT_NONE;
+    if exempt || error_is_related(tables, packet, p, endpoint, state.generation) {
+        Verdict::Pass { slot: SLOT_NONE }
+    } else {
+        Verdict::ingress(DropReason::IcmpUnrelated, hook.ifindex)
+    }
+}
+
+/// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
 pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     tables: &T,
@@ -362,47 +359,38 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     if p.destination.is_group() {
         return Verdict::egress(DropReason::Multicast, ifindex);
     }
-    if p.kind == Kind::IcmpError {
-        return if error_is_related(tables, packet, p, endpoint, generation, me) {
-            Verdict::Pass { slot: SLOT_SETTLED }
-        } else {
-            Verdict::egress(DropReason::IcmpUnrelated, ifindex)
-        };
-    }
     if let Err(reason) = resolve_fragment(tables, ifindex, p) {
         return Verdict::egress(reason, ifindex);
     }
     let now = tables.now();
-    let (key, source) = FlowKey::of(
-        &p.source,
-        &p.destination,
-        p.source_port,
-        p.destination_port,
-        p.protocol,
-    );
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
     let address = tables.address(&p.destination);
     let local = match address {
-        Some(AddressInfo {
-            kind: ADDRESS_ENDPOINT,
-            slot,
-        }) => slot,
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
         _ => SLOT_NONE,
     };
-    if !p.is_bare_syn() {
-        if let Some(known) = find(tables, &key, [me, local], now) {
-            if let Some(verdict) =
-                known_from_pod(tables, state, packet, endpoint, me, p, &key, source, &known, now)
-            {
-                return verdict;
-            }
-        }
+    if !p.is_bare_syn()
+        && let Some(known) = find(tables, &key, [me, local], now)
+        && let Some(verdict) =
+            known_from_pod(tables, state, packet, endpoint, me, p, &key, source, &known, now)
+    {
+        return verdict;
     }
     // A flow that is not known.
-    match address {
-        Some(AddressInfo {
-            kind: ADDRESS_ENDPOINT,
-            slot,
-        }) => {
+    let mut opening = Opening {
+        key: &key,
+        owner: me,
+        opener: source,
+        source,
+        flags: 0,
+        tcp_flags: p.tcp_flags,
+        generation,
+        sender: (me, endpoint.generation),
+        receiver: (SLOT_NONE, 0),
+        now,
+    };
+    let verdict = match address {
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => {
             // A pod that talks to itself through the host.
             if slot == me {
                 return Verdict::Pass { slot: me };
@@ -413,36 +401,16 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             if unlocked_slot(tables, slot).is_none() {
                 return Verdict::ingress(DropReason::Locked, target.ifindex);
             }
-            let leaves = may_leave(
-                tables,
-                generation,
-                endpoint,
-                &p.destination,
-                p.protocol,
-                p.destination_port,
-            );
-            let enters = leaves
-                && may_enter(
-                    tables,
-                    generation,
-                    target,
-                    &p.source,
-                    p.protocol,
-                    p.destination_port,
-                );
+            let leaves =
+                may_leave(tables, generation, endpoint, &p.destination, p.protocol, p.destination_port);
+            let enters =
+                leaves && may_enter(tables, generation, target, &p.source, p.protocol, p.destination_port);
             let fast =
                 state.flags & STATE_FAST_PATH != 0 && endpoint.flags & target.flags & ENDPOINT_FAST_PATH != 0;
             let (opener, flags) = if enters {
                 (source, if fast { FLOW_DIRECT } else { 0 })
             } else if p.is_mid_stream()
-                && may_enter(
-                    tables,
-                    generation,
-                    endpoint,
-                    &p.destination,
-                    p.protocol,
-                    p.source_port,
-                )
+                && may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
                 && may_leave(tables, generation, target, &p.source, p.protocol, p.source_port)
             {
                 (1 - source, 0)
@@ -451,92 +419,45 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             } else {
                 return Verdict::egress(DropReason::EgressDenied, ifindex);
             };
-            let flow = Flow::opened_by(opener, now, flags);
-            flow.settle(source, me, endpoint.generation, generation);
-            flow.settle(1 - source, slot, target.generation, generation);
-            flow.note(now, p.tcp_flags, opener != source);
-            let owner = if opener == source { me } else { slot };
-            let direct = flow.has(FLOW_DIRECT) && fits(packet, p, target);
-            record(tables, owner, &Pending { key, flow });
-            if direct {
-                Verdict::Redirect { slot }
-            } else {
-                Verdict::Pass { slot: me }
-            }
+            let direct = flags & FLOW_DIRECT != 0 && fits(packet, p, target);
+            opening.owner = if opener == source { me } else { slot };
+            opening.opener = opener;
+            opening.flags = flags;
+            opening.receiver = (slot, target.generation);
+            if direct { Verdict::Redirect { slot } } else { Verdict::Pass { slot: me } }
         }
-        Some(AddressInfo {
-            kind: ADDRESS_OWN | ADDRESS_SERVICE,
-            ..
-        }) => {
-            if overlay_forbidden(state, p)
-                && matches!(
-                    address,
-                    Some(AddressInfo {
-                        kind: ADDRESS_OWN,
-                        ..
-                    })
-                )
-            {
+        AddressInfo { kind: ADDRESS_OWN | ADDRESS_SERVICE, .. } => {
+            if overlay_forbidden(state, p) && address.kind == ADDRESS_OWN {
                 return Verdict::egress(DropReason::OverlayForbidden, ifindex);
             }
-            let flow = Flow::opened_by(source, now, FLOW_BEFORE_NAT);
-            flow.settle(source, me, endpoint.generation, generation);
-            flow.note(now, p.tcp_flags, false);
-            record(tables, me, &Pending { key, flow });
+            opening.flags = FLOW_BEFORE_NAT;
             Verdict::Pass { slot: me }
         }
         other => {
-            if overlay_forbidden(state, p)
-                && matches!(
-                    other,
-                    Some(AddressInfo {
-                        kind: ADDRESS_NODE,
-                        ..
-                    })
-                )
-            {
+            if overlay_forbidden(state, p) && other.kind == ADDRESS_NODE {
                 return Verdict::egress(DropReason::OverlayForbidden, ifindex);
             }
-            let opener = if may_leave(
-                tables,
-                generation,
-                endpoint,
-                &p.destination,
-                p.protocol,
-                p.destination_port,
-            ) {
-                source
-            } else if p.is_mid_stream()
-                && may_enter(
-                    tables,
-                    generation,
-                    endpoint,
-                    &p.destination,
-                    p.protocol,
-                    p.source_port,
-                )
-            {
-                1 - source
-            } else {
-                return Verdict::egress(DropReason::EgressDenied, ifindex);
-            };
-            let flow = Flow::opened_by(opener, now, 0);
-            flow.settle(source, me, endpoint.generation, generation);
-            flow.note(now, p.tcp_flags, opener != source);
-            record(tables, me, &Pending { key, flow });
-            Verdict::Pass {
-                slot: if opener == source { me } else { SLOT_SETTLED },
-            }
+            let opener =
+                if may_leave(tables, generation, endpoint, &p.destination, p.protocol, p.destination_port) {
+                    source
+                } else if p.is_mid_stream()
+                    && may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
+                {
+                    1 - source
+                } else {
+                    return Verdict::egress(DropReason::EgressDenied, ifindex);
+                };
+            opening.opener = opener;
+            Verdict::Pass { slot: if opener == source { me } else { SLOT_SETTLED } }
         }
-    }
+    };
+    record(tables, &opening);
+    verdict
 }
 
 /// A packet of the pod whose flow is known; `None` where the flow turns out to be somebody else's.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into its one caller; a struct would cost BPF stack"
-)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller; a struct would cost BPF stack")]
 fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     tables: &T,
     state: &State,
@@ -574,9 +495,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
             Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
         });
     }
-    let mut verdict = Verdict::Pass {
-        slot: if opened_by_me { me } else { SLOT_SETTLED },
-    };
+    let mut verdict = Verdict::Pass { slot: if opened_by_me { me } else { SLOT_SETTLED } };
     if flow.endpoint[destination].get() != 0 {
         let target = tables.endpoint(slot)?;
         if flow.endpoint[destination].get() != target.generation {
@@ -625,8 +544,8 @@ fn error_is_related<A: Family, P: Packet, T: Tables<A>>(
     p: &Parsed<A>,
     endpoint: &Endpoint,
     generation: u32,
-    slot: u32,
 ) -> bool {
+    let slot = slot_of(endpoint.ifindex);
     let Some(inner) = A::inner(packet, p.transport + 8) else {
         return false;
     };
@@ -646,16 +565,9 @@ fn error_is_related<A: Family, P: Packet, T: Tables<A>>(
     } else {
         return false;
     };
-    let other = if own_end == source {
-        &inner.destination
-    } else {
-        &inner.source
-    };
+    let other = if own_end == source { &inner.destination } else { &inner.source };
     let other = match tables.address(other) {
-        Some(AddressInfo {
-            kind: ADDRESS_ENDPOINT,
-            slot,
-        }) => slot,
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
         _ => SLOT_NONE,
     };
     let Some(known) = find(tables, &key, [slot, other], now) else {
@@ -665,26 +577,10 @@ fn error_is_related<A: Family, P: Packet, T: Tables<A>>(
         && (known.flow.judged[own_end].get() == generation
             || known.flow.has(FLOW_BEFORE_NAT | FLOW_EXEMPT)
             || {
-                let opened_by_source = known.flow.opener() == source;
-                let (peer, port) = if opened_by_source {
-                    (
-                        if own_end == source {
-                            &inner.destination
-                        } else {
-                            &inner.source
-                        },
-                        inner.destination_port,
-                    )
-                } else {
-                    (
-                        if own_end == source {
-                            &inner.destination
-                        } else {
-                            &inner.source
-                        },
-                        inner.source_port,
-                    )
-                };
+                // The opening tuple's destination port, and the endpoint's peer.
+                let port =
+                    if known.flow.opener() == source { inner.destination_port } else { inner.source_port };
+                let peer = if own_end == source { &inner.destination } else { &inner.source };
                 if known.flow.opener() == own_end {
                     may_leave(tables, generation, endpoint, peer, inner.protocol, port)
                 } else {
@@ -693,12 +589,11 @@ fn error_is_related<A: Family, P: Packet, T: Tables<A>>(
             })
 }
 
-/// The stack delivers to a pod: tc egress of its host interface.
+/// The stack delivers anything but an ICMP error to a pod: tc egress of its host interface.
 #[inline(always)]
-pub fn to_pod<A: Family, P: Packet, T: Tables<A>>(
+pub fn to_pod<A: Family, T: Tables<A>>(
     tables: &T,
     state: &State,
-    packet: &P,
     hook: &Hook,
     endpoint: &Endpoint,
     p: &mut Parsed<A>,
@@ -715,18 +610,8 @@ pub fn to_pod<A: Family, P: Packet, T: Tables<A>>(
     if exempt && (p.kind != Kind::Flow || p.destination.is_group()) {
         return pass;
     }
-    match p.kind {
-        Kind::Router | Kind::Neighbour => {
-            return Verdict::ingress(DropReason::NeighbourDiscovery, ifindex);
-        }
-        Kind::IcmpError => {
-            return if error_is_related(tables, packet, p, endpoint, generation, me) {
-                pass
-            } else {
-                Verdict::ingress(DropReason::IcmpUnrelated, ifindex)
-            };
-        }
-        _ => {}
+    if matches!(p.kind, Kind::Router | Kind::Neighbour) {
+        return Verdict::ingress(DropReason::NeighbourDiscovery, ifindex);
     }
     if p.destination.is_group() {
         return Verdict::ingress(DropReason::Multicast, ifindex);
@@ -735,11 +620,7 @@ pub fn to_pod<A: Family, P: Packet, T: Tables<A>>(
         return Verdict::ingress(reason, ifindex);
     }
     // Whoever sent it, if that is a local pod that owes its egress verdict on this tuple.
-    let owing = if hook.mark == SLOT_NONE || hook.mark == SLOT_SETTLED {
-        SLOT_NONE
-    } else {
-        hook.mark
-    };
+    let owing = if hook.mark == SLOT_NONE || hook.mark == SLOT_SETTLED { SLOT_NONE } else { hook.mark };
     let sender = if owing == SLOT_NONE {
         None
     } else {
@@ -749,101 +630,75 @@ pub fn to_pod<A: Family, P: Packet, T: Tables<A>>(
         }
     };
     let now = tables.now();
-    let (key, source) = FlowKey::of(
-        &p.source,
-        &p.destination,
-        p.source_port,
-        p.destination_port,
-        p.protocol,
-    );
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
     let local = match tables.address(&p.source) {
-        Some(AddressInfo {
-            kind: ADDRESS_ENDPOINT,
-            slot,
-        }) if owing == SLOT_NONE => slot,
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } if owing == SLOT_NONE => slot,
         _ => owing,
     };
-    if !p.is_bare_syn() {
-        if let Some(known) = find(tables, &key, [me, local], now) {
-            if let Some(verdict) =
-                known_to_pod(tables, generation, endpoint, sender, p, &key, source, &known, now)
-            {
-                return verdict;
-            }
-        }
+    if !p.is_bare_syn()
+        && let Some(known) = find(tables, &key, [me, local], now)
+        && let Some(verdict) =
+            known_to_pod(tables, generation, endpoint, sender, p, &key, source, &known, now)
+    {
+        return verdict;
     }
     let destination = 1 - source;
+    let mut opening = Opening {
+        key: &key,
+        owner: me,
+        opener: source,
+        source,
+        flags: 0,
+        tcp_flags: p.tcp_flags,
+        generation,
+        sender: (SLOT_NONE, 0),
+        receiver: (me, endpoint.generation),
+        now,
+    };
     if exempt {
-        let flow = Flow::opened_by(source, now, FLOW_EXEMPT);
-        flow.settle(destination, me, endpoint.generation, generation);
-        flow.note(now, p.tcp_flags, false);
-        record(tables, me, &Pending { key, flow });
-        return pass;
-    }
-    let leaves = match sender {
-        Some(sender) => may_leave(
-            tables,
-            generation,
-            sender,
-            &p.destination,
-            p.protocol,
-            p.destination_port,
-        ),
-        None => true,
-    };
-    let enters = leaves
-        && may_enter(
-            tables,
-            generation,
-            endpoint,
-            &p.source,
-            p.protocol,
-            p.destination_port,
-        );
-    let opener = if enters {
-        source
-    } else if p.is_mid_stream()
-        && may_leave(tables, generation, endpoint, &p.source, p.protocol, p.source_port)
-        && match sender {
-            Some(sender) => may_enter(
-                tables,
-                generation,
-                sender,
-                &p.destination,
-                p.protocol,
-                p.source_port,
-            ),
+        opening.flags = FLOW_EXEMPT;
+    } else {
+        let leaves = match sender {
+            Some(sender) => {
+                may_leave(tables, generation, sender, &p.destination, p.protocol, p.destination_port)
+            }
             None => true,
-        }
-    {
-        destination
-    } else {
-        return match sender {
-            Some(sender) if !leaves => Verdict::egress(DropReason::EgressDenied, sender.ifindex),
-            _ => Verdict::ingress(DropReason::IngressDenied, ifindex),
         };
-    };
-    let flow = Flow::opened_by(opener, now, 0);
-    flow.settle(destination, me, endpoint.generation, generation);
-    if let Some(sender) = sender {
-        flow.settle(source, owing, sender.generation, generation);
+        let enters =
+            leaves && may_enter(tables, generation, endpoint, &p.source, p.protocol, p.destination_port);
+        let opener = if enters {
+            source
+        } else if p.is_mid_stream()
+            && may_leave(tables, generation, endpoint, &p.source, p.protocol, p.source_port)
+            && match sender {
+                Some(sender) => {
+                    may_enter(tables, generation, sender, &p.destination, p.protocol, p.source_port)
+                }
+                None => true,
+            }
+        {
+            destination
+        } else {
+            return match sender {
+                Some(sender) if !leaves => Verdict::egress(DropReason::EgressDenied, sender.ifindex),
+                _ => Verdict::ingress(DropReason::IngressDenied, ifindex),
+            };
+        };
+        if let Some(sender) = sender {
+            opening.sender = (owing, sender.generation);
+            if opener == source {
+                opening.owner = owing;
+            }
+        }
+        opening.opener = opener;
     }
-    flow.note(now, p.tcp_flags, opener != source);
-    let owner = if opener == destination || owing == SLOT_NONE {
-        me
-    } else {
-        owing
-    };
-    record(tables, owner, &Pending { key, flow });
+    record(tables, &opening);
     pass
 }
 
 /// A packet for the pod whose flow is known; `None` where the flow turns out to be somebody else's.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined into its one caller; a struct would cost BPF stack"
-)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller; a struct would cost BPF stack")]
 fn known_to_pod<A: Family, T: Tables<A>>(
     tables: &T,
     generation: u32,
@@ -908,7 +763,8 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
     tables: &T,
     state: &State,
     hook: &Hook,
-    parsed: Result<Parsed<A>, DropReason>,
+    parsed: Result<(), DropReason>,
+    p: &mut Parsed<A>,
 ) -> Verdict {
     let pass = Verdict::Pass { slot: SLOT_SETTLED };
     if hook.mark == SLOT_NONE || hook.mark == SLOT_SETTLED {
@@ -917,67 +773,55 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
     let Some(sender) = unlocked_slot(tables, hook.mark) else {
         return Verdict::egress(DropReason::EndpointGone, hook.ifindex);
     };
-    let mut p = match parsed {
-        Ok(p) => p,
-        Err(reason) => return Verdict::egress(reason, sender.ifindex),
-    };
-    if let Err(reason) = resolve_fragment(tables, hook.ifindex, &mut p) {
+    if let Err(reason) = parsed {
+        return Verdict::egress(reason, sender.ifindex);
+    }
+    if let Err(reason) = resolve_fragment(tables, hook.ifindex, p) {
         return Verdict::egress(reason, sender.ifindex);
     }
     let generation = state.generation;
     let now = tables.now();
-    let (key, source) = FlowKey::of(
-        &p.source,
-        &p.destination,
-        p.source_port,
-        p.destination_port,
-        p.protocol,
-    );
-    if !p.is_bare_syn() {
-        if let Some(known) = find(tables, &key, [hook.mark, SLOT_NONE], now) {
-            let flow = known.flow;
-            if flow.endpoint[source].get() == sender.generation && !flow.has(FLOW_BEFORE_NAT) {
-                let opened_by_source = flow.opener() == source;
-                if flow.judged[source].get() != generation {
-                    if !source_may(tables, generation, sender, &p, opened_by_source) {
-                        forget(tables, &key, &known);
-                        return Verdict::egress(DropReason::FlowRevoked, sender.ifindex);
-                    }
-                    flow.judged[source].set(generation);
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
+    if !p.is_bare_syn()
+        && let Some(known) = find(tables, &key, [hook.mark, SLOT_NONE], now)
+    {
+        let flow = known.flow;
+        if flow.endpoint[source].get() == sender.generation && !flow.has(FLOW_BEFORE_NAT) {
+            let opened_by_source = flow.opener() == source;
+            if flow.judged[source].get() != generation {
+                if !source_may(tables, generation, sender, p, opened_by_source) {
+                    forget(tables, &key, &known);
+                    return Verdict::egress(DropReason::FlowRevoked, sender.ifindex);
                 }
-                flow.note(now, p.tcp_flags, !opened_by_source);
-                return pass;
+                flow.judged[source].set(generation);
             }
+            flow.note(now, p.tcp_flags, !opened_by_source);
+            return pass;
         }
     }
-    let leaves = may_leave(
-        tables,
-        generation,
-        sender,
-        &p.destination,
-        p.protocol,
-        p.destination_port,
-    );
+    let leaves = may_leave(tables, generation, sender, &p.destination, p.protocol, p.destination_port);
     let opener = if leaves {
         source
     } else if p.is_mid_stream()
-        && may_enter(
-            tables,
-            generation,
-            sender,
-            &p.destination,
-            p.protocol,
-            p.source_port,
-        )
+        && may_enter(tables, generation, sender, &p.destination, p.protocol, p.source_port)
     {
         1 - source
     } else {
         return Verdict::egress(DropReason::EgressDenied, sender.ifindex);
     };
-    let flow = Flow::opened_by(opener, now, 0);
-    flow.settle(source, hook.mark, sender.generation, generation);
-    flow.note(now, p.tcp_flags, opener != source);
-    record(tables, hook.mark, &Pending { key, flow });
+    let opening = Opening {
+        key: &key,
+        owner: hook.mark,
+        opener,
+        source,
+        flags: 0,
+        tcp_flags: p.tcp_flags,
+        generation,
+        sender: (hook.mark, sender.generation),
+        receiver: (SLOT_NONE, 0),
+        now,
+    };
+    record(tables, &opening);
     pass
 }
 
@@ -987,10 +831,7 @@ pub fn from_uplink<A: Family, T: Tables<A>>(tables: &T, hook: &Hook, source: &A)
     let forged = source.is_loopback()
         || matches!(
             tables.address(source),
-            Some(AddressInfo {
-                kind: ADDRESS_ENDPOINT | ADDRESS_OWN | ADDRESS_SERVICE,
-                ..
-            })
+            AddressInfo { kind: ADDRESS_ENDPOINT | ADDRESS_OWN | ADDRESS_SERVICE, .. }
         );
     if forged {
         Verdict::ingress(DropReason::ForgedSource, hook.ifindex)

@@ -1,1 +1,203 @@
-//! To be written.
+//! The agent's side of the datapath: programs, maps, endpoints, counters.
+//!
+//! One [`Datapath`] belongs to one agent, which holds the lock of its run directory. See
+//! `docs/architecture.md` for how the parts fit.
+
+mod attach;
+mod banks;
+mod counters;
+mod endpoints;
+mod map;
+mod object;
+mod policy;
+mod sys;
+mod test_run;
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use fairlead_common::maps::{AddressInfo, DropKey, Passed};
+use fairlead_policy::tables::Delta;
+
+pub use attach::UplinkError;
+pub use counters::{Counter, Counters};
+pub use endpoints::{EndpointEntry, Identity, RegisterError};
+pub use map::MapError;
+pub use object::Capacities;
+pub use policy::Step;
+pub use test_run::{TestRun, test_run};
+
+use map::Map;
+use object::Object;
+use policy::Policy;
+
+/// What can go wrong between agent and kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file, folder or pin.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The executable was built without the BPF toolchain.
+    #[error("this executable carries no eBPF object: build it with `cargo xtask build`")]
+    NoObject,
+    /// The object lacks a part.
+    #[error("the eBPF object has no {0:?}")]
+    Object(String),
+    /// The object could not be loaded.
+    #[error("loading the eBPF object: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused.
+    #[error("eBPF program: {0}")]
+    Program(#[from] aya::programs::ProgramError),
+    /// A program could not be pinned.
+    #[error("pinning: {0}")]
+    Pin(#[from] aya::pin::PinError),
+    /// Memory shared with the programs.
+    #[error("memory shared with the programs: {source}")]
+    State {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// More port sets than the map holds.
+    #[error("port set {id} is beyond the map's {capacity}")]
+    SetCapacity {
+        /// The set.
+        id: u32,
+        /// Capacity of the map.
+        capacity: u32,
+    },
+    /// A slot without an endpoint.
+    #[error("no endpoint in slot {slot}")]
+    UnknownSlot {
+        /// The slot.
+        slot: u32,
+    },
+    /// The uplink.
+    #[error(transparent)]
+    Uplink(#[from] UplinkError),
+}
+
+/// How to open a datapath.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Folder in a BPF file system for this agent's pins.
+    pub bpffs: PathBuf,
+    /// Sizes of maps.
+    pub capacities: Capacities,
+    /// Whether packets may skip the host's stack.
+    pub fast_path: bool,
+    /// Bits of `skb->mark` that may be used: at least 12 in a row.
+    pub mark_mask: u32,
+}
+
+impl Options {
+    /// The defaults, with pins below `bpffs`.
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        Self {
+            bpffs: bpffs.into(),
+            capacities: Capacities::default(),
+            fast_path: true,
+            mark_mask: fairlead_common::maps::DEFAULT_MARK_MASK,
+        }
+    }
+}
+
+/// Programs and maps of this agent.
+pub struct Datapath {
+    object: Object,
+    policy: Policy,
+    addresses4: Map<u32, AddressInfo>,
+    addresses6: Map<[u32; 4], AddressInfo>,
+    addresses: endpoints::Addresses,
+    killed: Map<u32, u32>,
+    drops: Map<DropKey, u64>,
+    passed: Map<u32, Passed>,
+    cpus: usize,
+}
+
+impl Datapath {
+    /// Loads programs and makes maps. What an agent before put in force stays in force until
+    /// [`Self::activate`].
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        let object = Object::load(&options.bpffs, &options.capacities)?;
+        let policy = Policy::new(&object, options.fast_path, options.mark_mask)?;
+        Ok(Self {
+            policy,
+            addresses4: object.map("addresses4")?,
+            addresses6: object.map("addresses6")?,
+            addresses: endpoints::Addresses::default(),
+            killed: object.map("killed")?,
+            drops: object.map("drops")?,
+            passed: object.map("passed")?,
+            cpus: aya::util::nr_cpus().map_err(|(path, source)| Error::Io { path: path.into(), source })?,
+            object,
+        })
+    }
+
+    /// Turns every hook of the node to this datapath's programs and tables, at once.
+    pub fn activate(&mut self) -> Result<(), Error> {
+        self.object.activate()
+    }
+
+    /// Whether this datapath is in force.
+    pub fn is_active(&self) -> Result<bool, Error> {
+        self.object.is_active()
+    }
+
+    /// Puts a step of policy in force, whole or not at all.
+    pub fn apply(&mut self, delta: &Delta) -> Result<(), Error> {
+        self.policy.apply(delta)
+    }
+
+    /// As [`Self::apply`], calling back between any two kinds of writes: for tests that probe there.
+    pub fn apply_observed(&mut self, delta: &Delta, observe: &mut dyn FnMut(Step)) -> Result<(), Error> {
+        self.policy.apply_observed(delta, observe)
+    }
+
+    /// Once no packet can meet older state: cleans up, and returns the serial of the step up to which
+    /// freed ids may be used again. Does not wait; worth calling some 20 ms after a step.
+    pub fn settled(&mut self) -> Result<Option<u64>, Error> {
+        self.policy.settled()
+    }
+
+    /// The policy generation in force.
+    pub fn generation(&self) -> u32 {
+        self.policy.generation()
+    }
+
+    /// Folder of the frozen pins.
+    pub fn frozen(&self) -> &Path {
+        &self.object.pins.frozen
+    }
+
+    /// A program of this version, for [`test_run`].
+    pub fn program(&self, name: &str) -> Result<OwnedFd, Error> {
+        self.object.program(name)
+    }
+}
+
+/// An IPv4 address as maps hold it.
+pub(crate) fn words4(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// An IPv6 address as maps hold it.
+pub(crate) fn words6(address: Ipv6Addr) -> [u32; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(address.octets().chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
+}

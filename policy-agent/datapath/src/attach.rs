@@ -1,0 +1,208 @@
+//! Attached programs: checking those on pods' interfaces, attaching those of the uplink.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use aya::programs::links::FdLink;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use fairlead_common::maps::names;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::endpoints::RegisterError;
+use crate::{Datapath, Error, sys};
+
+/// Minor numbers of the clsact qdisc (`TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`).
+const INGRESS: u16 = 0xfff2;
+const EGRESS: u16 = 0xfff3;
+/// `TCA_BPF_ID` of `linux/pkt_cls.h`.
+const TCA_BPF_ID: u16 = 11;
+
+/// The uplink could not be given its programs.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// There is no such interface.
+    #[error("uplink {0}: {1}")]
+    Interface(String, #[source] io::Error),
+    /// Attaching failed.
+    #[error("uplink {interface}: {source}")]
+    Attach {
+        /// Name of the interface.
+        interface: String,
+        /// What aya said.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// The link could not be kept.
+    #[error("uplink {interface}: keeping the link: {what}")]
+    Keep {
+        /// Name of the interface.
+        interface: String,
+        /// What went wrong.
+        what: String,
+    },
+}
+
+impl Datapath {
+    /// Ids of the pinned trampolines of pods' interfaces: `from_pod`, `to_pod`.
+    pub fn trampoline_ids(&self) -> Result<[u32; 2], Error> {
+        let id = |name: &str| {
+            let path = self.frozen().join(name);
+            sys::obj_get(&path)
+                .and_then(|fd| sys::program_id(fd.as_fd()))
+                .map_err(|source| Error::Io { path, source })
+        };
+        Ok([id(names::FROM_POD)?, id(names::TO_POD)?])
+    }
+
+    /// Whether an interface carries this agent's trampolines, and nothing before them.
+    pub(crate) fn check_trampolines(&self, ifindex: u32) -> Result<(), RegisterError> {
+        let [from_pod, to_pod] = self.trampoline_ids()?;
+        for (parent, hook, wanted) in [(INGRESS, "ingress", from_pod), (EGRESS, "egress", to_pod)] {
+            let ids = attached(ifindex, parent)
+                .map_err(|e| RegisterError::Programs { ifindex, what: format!("{hook}: {e}") })?;
+            if ids.first() != Some(&wanted) {
+                let what = format!("{hook} carries programs {ids:?}, not {wanted}");
+                return Err(RegisterError::Programs { ifindex, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the uplink's trampolines, which stay when the agent ends. That they are there already
+    /// is no error.
+    pub fn attach_uplink(&mut self, ifindex: u32) -> Result<(), Error> {
+        let interface =
+            interface_name(ifindex).map_err(|e| UplinkError::Interface(ifindex.to_string(), e))?;
+        let folder = self.object_links();
+        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        for (name, attach_type) in
+            [(names::FROM_UPLINK, TcAttachType::Ingress), (names::TO_UPLINK, TcAttachType::Egress)]
+        {
+            self.attach_long_lived(&interface, ifindex, name, attach_type, &folder)?;
+        }
+        Ok(())
+    }
+
+    fn object_links(&self) -> std::path::PathBuf {
+        self.frozen().join("links")
+    }
+
+    fn attach_long_lived(
+        &self,
+        interface: &str,
+        ifindex: u32,
+        name: &str,
+        attach_type: TcAttachType,
+        folder: &Path,
+    ) -> Result<(), Error> {
+        let attach = |source| UplinkError::Attach { interface: interface.to_owned(), source };
+        let keep = |what: String| UplinkError::Keep { interface: interface.to_owned(), what };
+        let pin = self.frozen().join(name);
+        let mut program = SchedClassifier::from_pin(&pin)?;
+        let id = program.info()?.id();
+        if let Ok((_, there)) = SchedClassifier::query_tcx(interface, attach_type) {
+            if there.iter().any(|p| p.id() == id) {
+                return Ok(());
+            }
+            let link = program
+                .attach_with_options(interface, attach_type, TcAttachOptions::TcxOrder(LinkOrder::first()))
+                .map_err(attach)?;
+            let link = program.take_link(link).map_err(attach)?;
+            let link: FdLink = link.try_into().map_err(|e| keep(format!("{e}")))?;
+            let pin = folder.join(format!("{name}-{ifindex}"));
+            // A pin of an interface that had this index before, or of a link that was detached.
+            match fs::remove_file(&pin) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::Io { path: pin, source: e });
+                }
+                _ => {}
+            }
+            link.pin(&pin).map_err(|e| keep(e.to_string()))?;
+            return Ok(());
+        }
+        // Kernels before 6.6: cls_bpf, which stays by itself.
+        let parent = if attach_type == TcAttachType::Ingress { INGRESS } else { EGRESS };
+        let there = attached(ifindex, parent).unwrap_or_default();
+        if there.contains(&id) {
+            return Ok(());
+        }
+        match aya::programs::tc::qdisc_add_clsact(interface) {
+            Ok(()) | Err(aya::programs::tc::TcError::AlreadyAttached) => {}
+            Err(e) => return Err(keep(e.to_string()).into()),
+        }
+        let link = program
+            .attach_with_options(interface, attach_type, TcAttachOptions::Netlink(Default::default()))
+            .map_err(attach)?;
+        let link = program.take_link(link).map_err(attach)?;
+        std::mem::forget(link);
+        Ok(())
+    }
+}
+
+fn interface_name(ifindex: u32) -> io::Result<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the length that the function asks for.
+    let result = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if result.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the function has ended the name with a zero.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// Ids of the BPF programs that cls_bpf runs at a hook of an interface, in their order.
+fn attached(ifindex: u32, minor: u16) -> io::Result<Vec<u32>> {
+    let mut message = TcMessage::default();
+    message.header.index = i32::try_from(ifindex).map_err(io::Error::other)?;
+    message.header.parent = TcHandle { major: 0xffff, minor };
+    let mut packet = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(message));
+    packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    packet.finalize();
+    let mut buffer = vec![0; packet.buffer_len()];
+    packet.serialize(&mut buffer);
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+    let mut ids = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(ids),
+                NetlinkPayload::Error(e) if e.code.is_some() => return Err(e.to_io()),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) => {
+                    ids.extend(program_id(&filter));
+                }
+                _ => {}
+            }
+            let length = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+fn program_id(filter: &TcMessage) -> Option<u32> {
+    let options = filter.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    options.iter().find_map(|option| match option {
+        TcOption::Other(nla) if nla.kind() == TCA_BPF_ID && nla.value_len() == 4 => {
+            let mut id = [0; 4];
+            nla.emit_value(&mut id);
+            Some(u32::from_ne_bytes(id))
+        }
+        _ => None,
+    })
+}

@@ -1,0 +1,126 @@
+//! Values of which one bank is in force while another is prepared.
+//!
+//! An element is *settled* when all of its banks say the same, which is the case for all but those
+//! that the last few commits touched. Only unsettled ones are remembered here; the rest is read back
+//! from the kernel when it changes.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use fairlead_common::maps::{ABSENT, BANKS, Banked};
+
+use crate::map::{Map, MapError};
+use crate::sys::Plain;
+
+/// What an unsettled element holds in the kernel.
+#[derive(Clone, Copy)]
+struct Unsettled {
+    banks: Banked,
+    /// What is in force, [`ABSENT`] for nothing.
+    current: u32,
+    /// What is in force once the commit under way is.
+    next: u32,
+}
+
+/// A map of [`Banked`] values.
+pub(crate) struct BankedMap<K> {
+    map: Map<K, Banked>,
+    unsettled: HashMap<K, Unsettled>,
+}
+
+/// One change of a commit: the value that the bank under preparation gets.
+#[derive(Clone, Copy)]
+pub(crate) struct Change<K> {
+    pub(crate) key: K,
+    /// What the element means from now on, [`ABSENT`] where it is to go.
+    pub(crate) next: u32,
+    /// What the prepared bank says while the element still exists; differs from `next` only for
+    /// removed prefixes, which then say what the enclosing prefix says.
+    pub(crate) value: u32,
+    /// What the other banks say if the element is new.
+    pub(crate) before: u32,
+}
+
+impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
+    pub(crate) fn new(map: Map<K, Banked>) -> Self {
+        Self { map, unsettled: HashMap::new() }
+    }
+
+    /// Writes the first state into a map that nothing looks into yet.
+    pub(crate) fn fill(&mut self, changes: &[Change<K>]) -> Result<(), MapError> {
+        let present = || changes.iter().filter(|c| c.next != ABSENT);
+        let keys: Vec<K> = present().map(|c| c.key).collect();
+        let values: Vec<Banked> = present().map(|c| [c.next; BANKS]).collect();
+        self.map.set_many(&keys, &values)
+    }
+
+    /// Prepares a bank: the changes, and whatever earlier commits left unsettled.
+    ///
+    /// `in_force` is the bank in force. After an error nothing in force has changed, and the next
+    /// preparation mends what this one began.
+    pub(crate) fn prepare(
+        &mut self,
+        changes: &[Change<K>],
+        in_force: usize,
+        bank: usize,
+    ) -> Result<(), MapError> {
+        for unsettled in self.unsettled.values_mut() {
+            unsettled.next = unsettled.current;
+        }
+        let mut values = HashMap::with_capacity(changes.len());
+        for change in changes {
+            let entry = match self.unsettled.get(&change.key) {
+                Some(unsettled) => Unsettled { next: change.next, ..*unsettled },
+                None => match self.map.get(&change.key, [ABSENT; BANKS])? {
+                    Some(banks) => Unsettled { banks, current: banks[in_force], next: change.next },
+                    None if change.next == ABSENT => continue,
+                    None => Unsettled { banks: [change.before; BANKS], current: ABSENT, next: change.next },
+                },
+            };
+            self.unsettled.insert(change.key, entry);
+            values.insert(change.key, change.value);
+        }
+        let mut keys = Vec::with_capacity(self.unsettled.len());
+        let mut written = Vec::with_capacity(self.unsettled.len());
+        for (key, unsettled) in &mut self.unsettled {
+            let value = values.get(key).copied().unwrap_or(unsettled.next);
+            let changed = values.contains_key(key);
+            if changed || unsettled.banks[bank] != value {
+                unsettled.banks[bank] = value;
+                keys.push(*key);
+                written.push(unsettled.banks);
+            }
+        }
+        self.map.set_many(&keys, &written)
+    }
+
+    /// The prepared bank is in force.
+    pub(crate) fn commit(&mut self) {
+        for unsettled in self.unsettled.values_mut() {
+            unsettled.current = unsettled.next;
+        }
+    }
+
+    /// No packet looks into any bank but the one in force: makes all banks say the same, and removes
+    /// what is gone.
+    pub(crate) fn settle(&mut self) -> Result<(), MapError> {
+        let mut keys = Vec::new();
+        let mut values = Vec::new();
+        for (key, unsettled) in &self.unsettled {
+            if unsettled.current == ABSENT {
+                self.map.remove(key)?;
+            } else if unsettled.banks != [unsettled.current; BANKS] {
+                keys.push(*key);
+                values.push([unsettled.current; BANKS]);
+            }
+        }
+        self.map.set_many(&keys, &values)?;
+        self.unsettled.clear();
+        Ok(())
+    }
+
+    /// Keys that are gone in the state in force but still there in the kernel.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = K> + '_ {
+        self.unsettled.iter().filter(|(_, u)| u.current == ABSENT).map(|(key, _)| *key)
+    }
+}

@@ -1,0 +1,211 @@
+//! Endpoints and the addresses that the datapath must know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use fairlead_common::maps::{
+    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS, ENDPOINT_ADDRESSES,
+    ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable, slot_of,
+};
+use fairlead_policy::tables::Slot;
+
+use crate::{Datapath, Error, words4, words6};
+
+/// What names an endpoint in the datapath.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Index of the interface on the host.
+    pub ifindex: u32,
+    /// MAC address of the interface on the host.
+    pub host_mac: [u8; 6],
+    /// MAC address of the pod's interface.
+    pub pod_mac: [u8; 6],
+    /// The pod's addresses, at most four of each family.
+    pub addresses: Vec<IpAddr>,
+    /// MTU of the pod's interface in bytes.
+    pub mtu: u32,
+    /// Whether packets may be redirected to and from it.
+    pub fast_path: bool,
+}
+
+/// Why an endpoint cannot be registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// The index maps to no usable slot.
+    #[error("interface index {0} cannot be an endpoint's")]
+    Unusable(u32),
+    /// The slot has an endpoint, or one with this index was killed there.
+    #[error("the slot of interface index {0} is taken")]
+    Taken(u32),
+    /// Too many addresses of a family.
+    #[error("{0} addresses of one family, at most {ENDPOINT_ADDRESSES} are possible")]
+    TooManyAddresses(usize),
+    /// The interface does not carry this agent's programs.
+    #[error("interface index {ifindex} does not carry this agent's programs: {what}")]
+    Programs {
+        /// The interface.
+        ifindex: u32,
+        /// What is there instead.
+        what: String,
+    },
+    /// The kernel.
+    #[error(transparent)]
+    Datapath(#[from] Error),
+}
+
+/// An endpoint as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// Slot.
+    pub slot: Slot,
+    /// Interface on the host.
+    pub ifindex: u32,
+    /// Whether packets pass.
+    pub unlocked: bool,
+}
+
+/// Addresses by what they are to the datapath; one that is several things is the first of these.
+#[derive(Default)]
+pub(crate) struct Addresses {
+    endpoints: BTreeMap<IpAddr, u32>,
+    own: BTreeSet<IpAddr>,
+    services: BTreeSet<IpAddr>,
+    nodes: BTreeSet<IpAddr>,
+}
+
+impl Addresses {
+    fn info(&self, address: &IpAddr) -> Option<AddressInfo> {
+        if let Some(slot) = self.endpoints.get(address) {
+            Some(AddressInfo { kind: ADDRESS_ENDPOINT, slot: *slot })
+        } else if self.services.contains(address) {
+            // A Service address bound to a device (kube-ipvs0) is not the node's own.
+            Some(AddressInfo { kind: ADDRESS_SERVICE, slot: 0 })
+        } else if self.own.contains(address) {
+            Some(AddressInfo { kind: ADDRESS_OWN, slot: 0 })
+        } else if self.nodes.contains(address) {
+            Some(AddressInfo { kind: ADDRESS_NODE, slot: 0 })
+        } else {
+            None
+        }
+    }
+}
+
+impl Datapath {
+    /// Makes an endpoint known, locked. Its interface must carry this agent's trampolines.
+    ///
+    /// Returns the endpoint's generation: its interface index, which is never given twice.
+    pub fn register(&mut self, identity: &Identity) -> Result<u32, RegisterError> {
+        let ifindex = identity.ifindex;
+        if !ifindex_usable(ifindex) {
+            return Err(RegisterError::Unusable(ifindex));
+        }
+        let slot = slot_of(ifindex);
+        let taken = self.policy.registered(slot as Slot).is_some_and(|there| there.ifindex != ifindex);
+        let killed = self.killed.get(&slot, 0).map_err(Error::from)?;
+        if taken || killed == Some(ifindex) {
+            return Err(RegisterError::Taken(ifindex));
+        }
+        let mut entry = Endpoint {
+            ifindex,
+            generation: ifindex,
+            flags: if identity.fast_path { ENDPOINT_FAST_PATH } else { 0 },
+            mtu: identity.mtu,
+            policy: [EndpointPolicy::CLOSED; BANKS],
+            pod_mac: identity.pod_mac,
+            host_mac: identity.host_mac,
+            ipv4: [0; ENDPOINT_ADDRESSES],
+            ipv6: [[0; 4]; ENDPOINT_ADDRESSES],
+            reserved: 0,
+        };
+        let (mut v4, mut v6) = (0, 0);
+        for address in &identity.addresses {
+            let (place, count) = match address {
+                IpAddr::V4(a) => (entry.ipv4.get_mut(v4).map(|p| *p = words4(*a)), &mut v4),
+                IpAddr::V6(a) => (entry.ipv6.get_mut(v6).map(|p| *p = words6(*a)), &mut v6),
+            };
+            place.ok_or(RegisterError::TooManyAddresses(*count + 1))?;
+            *count += 1;
+        }
+        self.check_trampolines(ifindex)?;
+        self.policy.register(slot as Slot, entry)?;
+        for address in &identity.addresses {
+            self.addresses.endpoints.insert(*address, slot);
+            self.write_address(address)?;
+        }
+        Ok(ifindex)
+    }
+
+    /// Lets packets pass, as the rules in force for the slot say.
+    pub fn unlock(&mut self, slot: Slot) -> Result<(), Error> {
+        let entry = self.policy.registered(slot).ok_or(Error::UnknownSlot { slot: slot.into() })?;
+        let flags = entry.flags | ENDPOINT_UNLOCKED;
+        self.policy.set_flags(slot, flags)
+    }
+
+    /// Forgets an endpoint; that there is none is no error.
+    pub fn remove(&mut self, slot: Slot, ifindex: u32) -> Result<(), Error> {
+        if self.policy.registered(slot).is_none_or(|entry| entry.ifindex != ifindex) {
+            return Ok(());
+        }
+        self.policy.unregister(slot)?;
+        let gone: Vec<IpAddr> = self
+            .addresses
+            .endpoints
+            .iter()
+            .filter(|(_, s)| **s == u32::from(slot))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in gone {
+            self.addresses.endpoints.remove(&address);
+            self.write_address(&address)?;
+        }
+        Ok(())
+    }
+
+    /// The endpoints that the kernel has.
+    pub fn endpoints(&self) -> Vec<EndpointEntry> {
+        self.policy
+            .all_registered()
+            .map(|(slot, entry)| EndpointEntry {
+                slot,
+                ifindex: entry.ifindex,
+                unlocked: entry.flags & ENDPOINT_UNLOCKED != 0,
+            })
+            .collect()
+    }
+
+    /// Says which addresses are the node's own, Services', and other nodes'.
+    pub fn set_addresses(
+        &mut self,
+        own: &BTreeSet<IpAddr>,
+        services: &BTreeSet<IpAddr>,
+        nodes: &BTreeSet<IpAddr>,
+    ) -> Result<(), Error> {
+        let new = Addresses {
+            endpoints: self.addresses.endpoints.clone(),
+            own: own.clone(),
+            services: services.clone(),
+            nodes: nodes.clone(),
+        };
+        let old = std::mem::replace(&mut self.addresses, new);
+        let touched: BTreeSet<&IpAddr> =
+            [&old.own, &old.services, &old.nodes, own, services, nodes].into_iter().flatten().collect();
+        for address in touched {
+            if old.info(address) != self.addresses.info(address) {
+                self.write_address(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_address(&self, address: &IpAddr) -> Result<(), Error> {
+        let info = self.addresses.info(address);
+        match (address, info) {
+            (IpAddr::V4(a), Some(info)) => self.addresses4.set(&words4(*a), &info)?,
+            (IpAddr::V4(a), None) => self.addresses4.remove(&words4(*a))?,
+            (IpAddr::V6(a), Some(info)) => self.addresses6.set(&words6(*a), &info)?,
+            (IpAddr::V6(a), None) => self.addresses6.remove(&words6(*a))?,
+        }
+        Ok(())
+    }
+}

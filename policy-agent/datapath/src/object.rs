@@ -1,0 +1,257 @@
+//! Loading the eBPF object: frozen pins once, everything else anew at each start.
+//!
+//! An agent that starts loads its own copy of the programs with empty policy tables into the half of
+//! the program array that is not in force, fills the tables, and then turns all hooks of the node to
+//! that half by one write. So a start, an upgrade and a change of the tables' layout are one thing,
+//! and the tables of the agent before need not be understood. What must outlive an agent (flows,
+//! counters) is pinned under the ABI version. See docs/decisions/0004.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Map as AyaMap, MapData};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use fairlead_common::maps::{
+    ABI_VERSION, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS, names,
+};
+
+use crate::Error;
+use crate::map::Map;
+use crate::sys;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.bpf.o"));
+
+/// Trampolines: name of the program in the object, name of the pin.
+const TRAMPOLINES: [(&str, &str); 6] = [
+    ("t_from_pod", names::FROM_POD),
+    ("t_to_pod", names::TO_POD),
+    ("t_from_uplink", names::FROM_UPLINK),
+    ("t_to_uplink", names::TO_UPLINK),
+    ("t_from_overlay", names::FROM_OVERLAY),
+    ("t_to_overlay", names::TO_OVERLAY),
+];
+
+/// Programs of this version and their hooks.
+const PROGRAMS: [(&str, u32); 4] = [
+    ("from_pod", HOOK_FROM_POD),
+    ("to_pod", HOOK_TO_POD),
+    ("from_uplink", HOOK_FROM_UPLINK),
+    ("to_uplink", HOOK_TO_UPLINK),
+];
+
+/// Maps that never change.
+const FROZEN: [&str; 3] = [names::PROGRAMS, names::ACTIVE, names::KILLED];
+
+/// Maps that outlive an agent.
+const LASTING: [&str; 10] = [
+    "flows4",
+    "flows6",
+    "pending4",
+    "pending6",
+    "fragments4",
+    "fragments6",
+    "drops",
+    "passed",
+    "events",
+    "event_limits",
+];
+
+/// Numbers of elements that maps hold; memory is taken as it is used, but for the flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Answered flows of a family.
+    pub flows: u32,
+    /// (signature, atom) pairs.
+    pub rows: u32,
+    /// Port sets.
+    pub sets: u32,
+    /// Exact peers of a family.
+    pub peers: u32,
+    /// Address regions of a family.
+    pub cidrs: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self { flows: 131_072, rows: 1_048_576, sets: 4096, peers: 262_144, cidrs: 65_536 }
+    }
+}
+
+/// Folders of a BPF file system.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    pub(crate) frozen: PathBuf,
+    pub(crate) versioned: PathBuf,
+}
+
+impl Pins {
+    pub(crate) fn new(bpffs: &Path) -> Self {
+        Self { frozen: bpffs.join(names::FROZEN), versioned: bpffs.join(format!("v{ABI_VERSION}")) }
+    }
+}
+
+/// A loaded object.
+pub(crate) struct Object {
+    ebpf: Ebpf,
+    pub(crate) pins: Pins,
+    programs: Map<u32, u32>,
+    active: Map<u32, u32>,
+    /// The half of the program array that this object's programs are in.
+    half: u32,
+}
+
+fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path: path.clone(), source }
+}
+
+impl Object {
+    /// Loads programs and maps; nothing is in force yet.
+    pub(crate) fn load(bpffs: &Path, capacities: &Capacities) -> Result<Self, Error> {
+        if OBJECT.is_empty() {
+            return Err(Error::NoObject);
+        }
+        let pins = Pins::new(bpffs);
+        for folder in [&pins.frozen, &pins.versioned] {
+            fs::create_dir_all(folder).map_err(io_error(folder))?;
+        }
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for name in FROZEN {
+            loader.map_pin_path(name, pins.frozen.join(name));
+        }
+        for name in LASTING {
+            let pin = pins.versioned.join(name);
+            remove_unlike(&pin, name, capacities)?;
+            loader.map_pin_path(name, pin);
+        }
+        for (name, entries) in [
+            ("flows4", capacities.flows),
+            ("flows6", capacities.flows),
+            ("rows", capacities.rows),
+            ("sets", capacities.sets),
+            ("peers4", capacities.peers),
+            ("peers6", capacities.peers),
+            ("cidrs4", capacities.cidrs),
+            ("cidrs6", capacities.cidrs),
+        ] {
+            loader.map_max_entries(name, entries);
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        for (program, pin) in TRAMPOLINES {
+            let pin = pins.frozen.join(pin);
+            if pin.exists() {
+                continue;
+            }
+            let program = classifier(&mut ebpf, program)?;
+            program.load()?;
+            program.pin(&pin)?;
+        }
+        let programs = named_map(&ebpf, names::PROGRAMS)?;
+        let active: Map<u32, u32> = named_map(&ebpf, names::ACTIVE)?;
+        let half = 1 - active.get(&0, 0)?.unwrap_or(0).min(1);
+        for (name, hook) in PROGRAMS {
+            let program = classifier(&mut ebpf, name)?;
+            program.load()?;
+            let fd = program.fd()?.as_fd().as_raw_fd();
+            programs.set(&(half * HOOKS + hook), &(fd as u32))?;
+        }
+        Ok(Self { ebpf, pins, programs, active, half })
+    }
+
+    /// A map by its name.
+    pub(crate) fn map<K: sys::Plain + Copy, V: sys::Plain + Copy>(
+        &self,
+        name: &'static str,
+    ) -> Result<Map<K, V>, Error> {
+        named_map(&self.ebpf, name)
+    }
+
+    /// Descriptor of a program of this version, for tests by BPF_PROG_TEST_RUN.
+    pub(crate) fn program(&self, name: &str) -> Result<OwnedFd, Error> {
+        let program = self.ebpf.program(name).ok_or_else(|| Error::Object(name.to_owned()))?;
+        let program: &SchedClassifier = program.try_into()?;
+        program.fd()?.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.versioned))
+    }
+
+    /// Turns all hooks to this object's programs, and takes the others out.
+    pub(crate) fn activate(&self) -> Result<(), Error> {
+        self.active.set(&0, &self.half)?;
+        // A packet that read the old half must find the programs there.
+        sys::grace_period().map_err(io_error(&self.pins.frozen))?;
+        for hook in 0..HOOKS {
+            self.programs.remove(&((1 - self.half) * HOOKS + hook))?;
+        }
+        Ok(())
+    }
+
+    /// Whether this object's programs are in force.
+    pub(crate) fn is_active(&self) -> Result<bool, Error> {
+        Ok(self.active.get(&0, 0)? == Some(self.half))
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {
+    let program = ebpf.program_mut(name).ok_or_else(|| Error::Object(name.to_owned()))?;
+    Ok(program.try_into()?)
+}
+
+fn named_map<K: sys::Plain + Copy, V: sys::Plain + Copy>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<Map<K, V>, Error> {
+    let map = ebpf.map(name).and_then(map_data).ok_or_else(|| Error::Object(name.to_owned()))?;
+    let fd = map.fd().as_fd().try_clone_to_owned().map_err(io_error(Path::new(name)))?;
+    Ok(Map::new(name, fd)?)
+}
+
+fn map_data(map: &AyaMap) -> Option<&MapData> {
+    match map {
+        AyaMap::Array(data)
+        | AyaMap::HashMap(data)
+        | AyaMap::LpmTrie(data)
+        | AyaMap::LruHashMap(data)
+        | AyaMap::PerCpuArray(data)
+        | AyaMap::PerCpuHashMap(data)
+        | AyaMap::ProgramArray(data)
+        | AyaMap::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// Unpins a lasting map whose capacity was changed: aya would take it as it is.
+///
+/// Its layout cannot differ, since that is what the folder's ABI version stands for.
+fn remove_unlike(pin: &Path, name: &str, capacities: &Capacities) -> Result<(), Error> {
+    if !matches!(name, "flows4" | "flows6") {
+        return Ok(());
+    }
+    match sys::obj_get(pin) {
+        Ok(map) => {
+            let info = sys::map_info(map.as_fd()).map_err(io_error(pin))?;
+            if info.max_entries != capacities.flows {
+                fs::remove_file(pin).map_err(io_error(pin))?;
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io_error(pin)(e)),
+    }
+}
+
+impl Object {
+    /// Pins the map of the node's state in the place of the last agent's, in one step.
+    pub(crate) fn pin_state<K, V>(&self, state: &Map<K, V>) -> Result<(), Error> {
+        let pin = self.pins.versioned.join("state");
+        let new = self.pins.versioned.join("state_new");
+        match fs::remove_file(&new) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&new)(e)),
+            _ => {}
+        }
+        sys::obj_pin(state.as_fd(), &new).map_err(io_error(&new))?;
+        fs::rename(&new, &pin).map_err(io_error(&pin))
+    }
+}

@@ -1,0 +1,529 @@
+//! Policy tables: from a [`Delta`] to what the kernel holds, one generation at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use fairlead_common::maps::{
+    ABSENT, BANKS, Banked, CLASS_SCTP, CLASS_TCP, CLASS_UDP, Cidr4, Cidr6, Endpoint, EndpointPolicy,
+    PORT_CLASS_ELEMENTS, PortClasses, PortSet, RowKey, SET_ALL, State,
+};
+use fairlead_policy::model::Protocol;
+use fairlead_policy::tables::{Delta, PortClass, Slot};
+use ipnetwork::IpNetwork;
+use tracing::error;
+
+use crate::banks::{BankedMap, Change};
+use crate::map::Map;
+use crate::object::Object;
+use crate::sys::{self, Plain, Shared};
+use crate::{Error, words4, words6};
+
+/// The policy tables of one loaded object.
+pub(crate) struct Policy {
+    rows: BankedMap<RowKey>,
+    peers4: BankedMap<u32>,
+    peers6: BankedMap<[u32; 4]>,
+    cidrs4: Cidrs<Cidr4>,
+    cidrs6: Cidrs<Cidr6>,
+    sets: Shared,
+    set_count: u32,
+    port_classes: Shared,
+    state: Shared,
+    endpoints: Map<u32, Endpoint>,
+    /// What the kernel holds of each endpoint that is registered.
+    registered: BTreeMap<Slot, Endpoint>,
+    /// The rules in force of each endpoint that the compiler knows.
+    rules: HashMap<Slot, EndpointPolicy>,
+    /// Endpoints whose banks do not all say the same.
+    unsettled: HashMap<Slot, EndpointPolicy>,
+    generation: u32,
+    serial: u64,
+    settled: u64,
+    filled: bool,
+    grace: Grace,
+}
+
+impl Policy {
+    pub(crate) fn new(object: &Object, fast_path: bool, mark_mask: u32) -> Result<Self, Error> {
+        let sets: Map<u32, PortSet> = object.map("sets")?;
+        let set_count = sets.max_entries();
+        let state_map: Map<u32, State> = object.map("state")?;
+        let port_classes: Map<u32, PortClasses> = object.map("port_classes")?;
+        let generation = last_generation(&object.pins.versioned.join("state"))?.wrapping_add(1);
+        let this = Self {
+            rows: BankedMap::new(object.map("rows")?),
+            peers4: BankedMap::new(object.map("peers4")?),
+            peers6: BankedMap::new(object.map("peers6")?),
+            cidrs4: Cidrs::new(object.map("cidrs4")?),
+            cidrs6: Cidrs::new(object.map("cidrs6")?),
+            sets: sets.shared()?,
+            set_count,
+            port_classes: port_classes.shared()?,
+            state: state_map.shared()?,
+            endpoints: object.map("endpoints")?,
+            registered: BTreeMap::new(),
+            rules: HashMap::new(),
+            unsettled: HashMap::new(),
+            generation,
+            serial: 0,
+            settled: 0,
+            filled: false,
+            grace: Grace::start(generation),
+        };
+        let state = State {
+            generation,
+            flags: if fast_path { fairlead_common::maps::STATE_FAST_PATH } else { 0 },
+            mark_mask,
+            mark_shift: mark_mask.trailing_zeros() % 32,
+            overlay_port: 0,
+            reserved: [0; 3],
+        };
+        state_map.set(&0, &state)?;
+        this.write_set(SET_ALL, &PortSet::ALL)?;
+        for (protocol, class) in
+            [(Protocol::Tcp, CLASS_TCP), (Protocol::Udp, CLASS_UDP), (Protocol::Sctp, CLASS_SCTP)]
+        {
+            this.write_ports(&PortClass { protocol, first: 0, last: u16::MAX, class })?;
+        }
+        debug_assert_eq!(port_classes.max_entries(), PORT_CLASS_ELEMENTS);
+        // Before these tables can come into force: the next agent's generations start behind them.
+        object.pin_state(&state_map)?;
+        Ok(this)
+    }
+
+    /// The generation in force.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Puts a step in force. After an error what was in force still is.
+    pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), Error> {
+        self.apply_observed(delta, &mut |_| {})
+    }
+
+    /// As [`Self::apply`], calling back after each write that a packet could meet.
+    pub(crate) fn apply_observed(
+        &mut self,
+        delta: &Delta,
+        observe: &mut dyn FnMut(Step),
+    ) -> Result<(), Error> {
+        let next = self.generation.wrapping_add(1);
+        let bank = next as usize % BANKS;
+        let in_force = self.generation as usize % BANKS;
+        for (id, set) in &delta.sets {
+            self.write_set(*id, set)?;
+        }
+        observe(Step::Sets);
+        for ports in &delta.ports {
+            self.write_ports(ports)?;
+        }
+        observe(Step::Ports);
+
+        let rows: Vec<_> = delta
+            .rows
+            .iter()
+            .map(|((signature, atom), set)| change(RowKey { signature: *signature, atom: *atom }, *set))
+            .collect();
+        let mut peers4 = Vec::new();
+        let mut peers6 = Vec::new();
+        for (address, atom) in &delta.peers {
+            match address {
+                IpAddr::V4(a) => peers4.push(change(words4(*a), *atom)),
+                IpAddr::V6(a) => peers6.push(change(words6(*a), *atom)),
+            }
+        }
+        let cidrs4 = self.cidrs4.changes(&delta.cidrs);
+        let cidrs6 = self.cidrs6.changes(&delta.cidrs);
+
+        if !self.filled {
+            // Nothing looks into these tables yet.
+            self.rows.fill(&rows)?;
+            self.peers4.fill(&peers4)?;
+            self.peers6.fill(&peers6)?;
+            self.cidrs4.map.fill(&cidrs4)?;
+            self.cidrs6.map.fill(&cidrs6)?;
+        } else {
+            // The bank was in force BANKS generations ago: no packet may still carry that generation.
+            self.grace.wait_for(next.wrapping_sub(BANKS as u32 - 1))?;
+            self.rows.prepare(&rows, in_force, bank)?;
+            observe(Step::Rows);
+            self.peers4.prepare(&peers4, in_force, bank)?;
+            self.peers6.prepare(&peers6, in_force, bank)?;
+            observe(Step::Peers);
+            self.cidrs4.map.prepare(&cidrs4, in_force, bank)?;
+            self.cidrs6.map.prepare(&cidrs6, in_force, bank)?;
+            observe(Step::Cidrs);
+        }
+        self.prepare_endpoints(&delta.endpoints, bank)?;
+        observe(Step::Endpoints);
+
+        self.state.store_u32(0, next).map_err(|source| Error::State { source })?;
+        self.generation = next;
+        self.grace.passed(next);
+        observe(Step::Generation);
+
+        self.rows.commit();
+        self.peers4.commit();
+        self.peers6.commit();
+        self.cidrs4.commit();
+        self.cidrs6.commit();
+        for (slot, rules) in &delta.endpoints {
+            match rules {
+                Some(rules) => self.rules.insert(*slot, *rules),
+                None => self.rules.remove(slot),
+            };
+        }
+        self.serial = delta.serial.max(self.serial);
+        self.filled = true;
+        Ok(())
+    }
+
+    /// If no packet can carry an older generation than the one in force: makes all banks say the
+    /// same, and returns the serial of the last step, whose freed ids may be used again.
+    pub(crate) fn settled(&mut self) -> Result<Option<u64>, Error> {
+        if self.settled == self.serial || !self.grace.is_over(self.generation) {
+            return Ok(None);
+        }
+        self.rows.settle()?;
+        self.peers4.settle()?;
+        self.peers6.settle()?;
+        self.cidrs4.map.settle()?;
+        self.cidrs6.map.settle()?;
+        for (slot, _) in std::mem::take(&mut self.unsettled) {
+            let rules = self.rules.get(&slot).copied();
+            if let (Some(rules), Some(entry)) = (rules, self.registered.get_mut(&slot)) {
+                entry.policy = [rules; BANKS];
+                self.endpoints.set(&u32::from(slot), entry)?;
+            }
+        }
+        self.settled = self.serial;
+        Ok(Some(self.serial))
+    }
+
+    fn prepare_endpoints(
+        &mut self,
+        changes: &[(Slot, Option<EndpointPolicy>)],
+        bank: usize,
+    ) -> Result<(), Error> {
+        for (slot, rules) in changes {
+            self.unsettled.insert(*slot, rules.unwrap_or(EndpointPolicy::CLOSED));
+        }
+        let changed: HashMap<_, _> = changes.iter().copied().collect();
+        for slot in self.unsettled.keys() {
+            let Some(entry) = self.registered.get_mut(slot) else {
+                continue;
+            };
+            let rules = match changed.get(slot) {
+                Some(rules) => rules.unwrap_or(EndpointPolicy::CLOSED),
+                None => self.rules.get(slot).copied().unwrap_or(EndpointPolicy::CLOSED),
+            };
+            entry.policy[bank] = rules;
+            self.endpoints.set(&u32::from(*slot), entry)?;
+        }
+        Ok(())
+    }
+
+    /// Writes an endpoint's entry, with the rules that are in force for its slot.
+    pub(crate) fn register(&mut self, slot: Slot, mut entry: Endpoint) -> Result<(), Error> {
+        let rules = self.rules.get(&slot).copied().unwrap_or(EndpointPolicy::CLOSED);
+        entry.policy = [rules; BANKS];
+        self.endpoints.set(&u32::from(slot), &entry)?;
+        self.registered.insert(slot, entry);
+        Ok(())
+    }
+
+    /// The entry of a slot.
+    pub(crate) fn registered(&self, slot: Slot) -> Option<&Endpoint> {
+        self.registered.get(&slot)
+    }
+
+    /// All entries.
+    pub(crate) fn all_registered(&self) -> impl Iterator<Item = (Slot, &Endpoint)> {
+        self.registered.iter().map(|(slot, entry)| (*slot, entry))
+    }
+
+    /// Sets an endpoint's flags. The other fields are written again as they are.
+    pub(crate) fn set_flags(&mut self, slot: Slot, flags: u32) -> Result<(), Error> {
+        let Some(entry) = self.registered.get_mut(&slot) else {
+            return Err(Error::UnknownSlot { slot: u32::from(slot) });
+        };
+        let new = Endpoint { flags, ..*entry };
+        self.endpoints.set(&u32::from(slot), &new)?;
+        *entry = new;
+        Ok(())
+    }
+
+    /// Empties a slot.
+    pub(crate) fn unregister(&mut self, slot: Slot) -> Result<(), Error> {
+        if let Some(entry) = self.registered.get(&slot) {
+            // First the flag, so that no reader meets a half-emptied entry that is unlocked.
+            let locked = Endpoint { flags: 0, ..*entry };
+            self.endpoints.set(&u32::from(slot), &locked)?;
+            self.endpoints.set(&u32::from(slot), &EMPTY)?;
+            self.registered.remove(&slot);
+        }
+        Ok(())
+    }
+
+    fn write_set(&self, id: u32, set: &PortSet) -> Result<(), Error> {
+        if id >= self.set_count {
+            return Err(Error::SetCapacity { id, capacity: self.set_count });
+        }
+        for (word, value) in set.0.iter().enumerate() {
+            self.sets
+                .store_u64(id as usize * set.0.len() + word, *value)
+                .map_err(|source| Error::State { source })?;
+        }
+        Ok(())
+    }
+
+    fn write_ports(&self, ports: &PortClass) -> Result<(), Error> {
+        let base = match ports.protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 65536,
+            Protocol::Sctp => 131_072,
+        };
+        for port in ports.first..=ports.last {
+            self.port_classes
+                .store_u16(base + usize::from(port), ports.class)
+                .map_err(|source| Error::State { source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes of a commit, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Port sets, in place.
+    Sets,
+    /// Port classes, in place.
+    Ports,
+    /// Rows of the prepared bank.
+    Rows,
+    /// Exact peers of the prepared bank.
+    Peers,
+    /// Regions of the prepared bank.
+    Cidrs,
+    /// Endpoints' rules of the prepared bank.
+    Endpoints,
+    /// The generation word: the step is in force.
+    Generation,
+}
+
+pub(crate) const EMPTY: Endpoint = Endpoint {
+    ifindex: 0,
+    generation: 0,
+    flags: 0,
+    mtu: 0,
+    policy: [EndpointPolicy::CLOSED; BANKS],
+    pod_mac: [0; 6],
+    host_mac: [0; 6],
+    ipv4: [0; 4],
+    ipv6: [[0; 4]; 4],
+    reserved: 0,
+};
+
+fn change<K>(key: K, value: Option<u32>) -> Change<K> {
+    let next = value.unwrap_or(ABSENT);
+    Change { key, next, value: next, before: ABSENT }
+}
+
+/// Regions of one family.
+///
+/// While a prefix is on its way in or out, the banks in which it does not exist must say what the
+/// enclosing prefix says: a longest match has no second choice.
+struct Cidrs<K> {
+    map: BankedMap<K>,
+    live: HashMap<IpNetwork, u32>,
+    next: HashMap<IpNetwork, u32>,
+}
+
+trait CidrKey: Plain + Copy + Eq + std::hash::Hash {
+    fn of(network: &IpNetwork) -> Option<Self>;
+    fn network(&self) -> Option<IpNetwork>;
+}
+
+impl CidrKey for Cidr4 {
+    fn of(network: &IpNetwork) -> Option<Self> {
+        match network {
+            IpNetwork::V4(n) => Some(Self { prefix: n.prefix().into(), address: words4(n.network()) }),
+            IpNetwork::V6(_) => None,
+        }
+    }
+
+    fn network(&self) -> Option<IpNetwork> {
+        let address = IpAddr::from(self.address.to_ne_bytes());
+        IpNetwork::new(address, u8::try_from(self.prefix).ok()?).ok()
+    }
+}
+
+impl CidrKey for Cidr6 {
+    fn of(network: &IpNetwork) -> Option<Self> {
+        match network {
+            IpNetwork::V6(n) => Some(Self { prefix: n.prefix().into(), address: words6(n.network()) }),
+            IpNetwork::V4(_) => None,
+        }
+    }
+
+    fn network(&self) -> Option<IpNetwork> {
+        let mut bytes = [0; 16];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(self.address) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        IpNetwork::new(IpAddr::from(bytes), u8::try_from(self.prefix).ok()?).ok()
+    }
+}
+
+impl<K: CidrKey> Cidrs<K> {
+    fn new(map: Map<K, Banked>) -> Self {
+        Self { map: BankedMap::new(map), live: HashMap::new(), next: HashMap::new() }
+    }
+
+    fn changes(&mut self, delta: &[(IpNetwork, Option<u32>)]) -> Vec<Change<K>> {
+        let mut keys: HashMap<K, Option<u32>> = self.map.leaving().map(|key| (key, None)).collect();
+        let mut next = self.live.clone();
+        for (network, atom) in delta {
+            let Some(key) = K::of(network) else { continue };
+            keys.insert(key, *atom);
+            match atom {
+                Some(atom) => next.insert(*network, *atom),
+                None => next.remove(network),
+            };
+        }
+        let changes = keys
+            .into_iter()
+            .map(|(key, atom)| {
+                let enclosing = |live: &HashMap<IpNetwork, u32>| {
+                    key.network().and_then(|n| enclosing(live, &n)).unwrap_or(ABSENT)
+                };
+                Change {
+                    key,
+                    next: atom.unwrap_or(ABSENT),
+                    value: atom.unwrap_or_else(|| enclosing(&next)),
+                    before: enclosing(&self.live),
+                }
+            })
+            .collect();
+        self.next = next;
+        changes
+    }
+
+    fn commit(&mut self) {
+        self.live = std::mem::take(&mut self.next);
+        self.map.commit();
+    }
+}
+
+/// What the longest prefix around `network`, itself excluded, says.
+fn enclosing(live: &HashMap<IpNetwork, u32>, network: &IpNetwork) -> Option<u32> {
+    (0..network.prefix()).rev().find_map(|prefix| {
+        let wider = IpNetwork::new(network.ip(), prefix).ok()?;
+        let wider = IpNetwork::new(wider.network(), prefix).ok()?;
+        live.get(&wider).copied()
+    })
+}
+
+/// The generation that the last agent had reached, 0 if there was none.
+fn last_generation(pin: &Path) -> Result<u32, Error> {
+    use std::os::fd::AsFd as _;
+    let map = match sys::obj_get(pin) {
+        Ok(map) => map,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(source) => {
+            return Err(Error::Io { path: pin.to_owned(), source });
+        }
+    };
+    let mut state = [State::default()];
+    sys::lookup(map.as_fd(), &0u32, &mut state)
+        .map_err(|source| Error::Io { path: pin.to_owned(), source })?;
+    Ok(state[0].generation)
+}
+
+/// Follows the kernel's grace periods in a thread of its own: each takes milliseconds.
+struct Grace {
+    shared: Arc<(Mutex<GraceState>, Condvar)>,
+}
+
+struct GraceState {
+    /// Generation that was put in force last.
+    wanted: u32,
+    /// No packet carries a generation older than this one.
+    over: u32,
+    failed: Option<String>,
+    stop: bool,
+}
+
+impl Grace {
+    fn start(generation: u32) -> Self {
+        let state = GraceState { wanted: generation, over: generation, failed: None, stop: false };
+        let shared = Arc::new((Mutex::new(state), Condvar::new()));
+        let thread_shared = Arc::clone(&shared);
+        thread::spawn(move || follow(&thread_shared));
+        Self { shared }
+    }
+
+    /// A generation was put in force.
+    fn passed(&self, generation: u32) {
+        let (state, changed) = &*self.shared;
+        state.lock().unwrap_or_else(PoisonError::into_inner).wanted = generation;
+        changed.notify_all();
+    }
+
+    /// Whether no packet carries a generation older than this one.
+    fn is_over(&self, generation: u32) -> bool {
+        let (state, _) = &*self.shared;
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.over.wrapping_sub(generation) as i32 >= 0
+    }
+
+    /// Waits until no packet carries a generation older than this one.
+    fn wait_for(&self, generation: u32) -> Result<(), Error> {
+        let (state, changed) = &*self.shared;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        while (state.over.wrapping_sub(generation) as i32) < 0 {
+            if let Some(failed) = &state.failed {
+                return Err(Error::State { source: std::io::Error::other(failed.clone()) });
+            }
+            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Grace {
+    fn drop(&mut self) {
+        let (state, changed) = &*self.shared;
+        state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        changed.notify_all();
+    }
+}
+
+fn follow((state, changed): &(Mutex<GraceState>, Condvar)) {
+    loop {
+        let wanted = {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            while state.wanted == state.over && !state.stop {
+                state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stop {
+                return;
+            }
+            state.wanted
+        };
+        let result = sys::grace_period();
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(()) => state.over = wanted,
+            Err(e) => {
+                error!(error = %e, "the kernel cannot tell when packets are through");
+                state.failed = Some(e.to_string());
+                state.stop = true;
+            }
+        }
+        changed.notify_all();
+    }
+}
