@@ -95,6 +95,13 @@ impl Datapath {
     ///
     /// Returns the endpoint's generation: its interface index, which is never given twice.
     pub fn register(&mut self, identity: &Identity) -> Result<u32, RegisterError> {
+        self.check_trampolines(identity.ifindex)?;
+        self.register_unattached(identity)
+    }
+
+    /// As [`Self::register`], without a look at the interface: for programs run by
+    /// [`crate::test_run`], which need none.
+    pub fn register_unattached(&mut self, identity: &Identity) -> Result<u32, RegisterError> {
         let ifindex = identity.ifindex;
         if !ifindex_usable(ifindex) {
             return Err(RegisterError::Unusable(ifindex));
@@ -126,7 +133,6 @@ impl Datapath {
             place.ok_or(RegisterError::TooManyAddresses(*count + 1))?;
             *count += 1;
         }
-        self.check_trampolines(ifindex)?;
         self.policy.register(slot as Slot, entry)?;
         for address in &identity.addresses {
             self.addresses.endpoints.insert(*address, slot);
@@ -160,6 +166,12 @@ impl Datapath {
             self.write_address(&address)?;
         }
         Ok(())
+    }
+
+    /// What the CNI plugin's DEL does first: from now on the endpoint with this interface index drops
+    /// everything, for good.
+    pub fn kill(&mut self, ifindex: u32) -> Result<(), Error> {
+        Ok(self.killed.set(&slot_of(ifindex), &ifindex)?)
     }
 
     /// The endpoints that the kernel has.

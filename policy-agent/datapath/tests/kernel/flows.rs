@@ -1,0 +1,181 @@
+//! Conntrack: replies, revocation, eviction, errors about flows.
+
+use std::net::IpAddr;
+
+use fairlead_common::maps::{EndpointPolicy, SET_ALL, Side};
+use fairlead_common::reason::DropReason;
+use fairlead_policy::tables::Delta;
+
+use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, in_lab, only};
+use crate::packets::{
+    ACK, FIN_ACK, ICMP, ICMP6, SYN, SYN_ACK, framed, icmp, ip, own, tcp, tcp_from, tcp_to, udp_from, udp_to,
+};
+
+fn outside() -> [IpAddr; 2] {
+    ["203.0.113.9".parse().unwrap(), "2001:db8::9".parse().unwrap()]
+}
+
+fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
+    let policy = EndpointPolicy { ingress, egress };
+    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
+}
+
+#[test]
+fn replies_pass_though_the_receiver_is_isolated() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::CLOSED, Side::OPEN);
+        for peer in outside() {
+            assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, SYN_ACK)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, FIN_ACK)).result, PASS);
+            assert_eq!(lab.send(&pod, &udp_from(&pod, peer, 1000, 53)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &udp_to(&pod, peer, 53, 1000)).result, PASS);
+            // Another port is another flow.
+            assert_eq!(lab.deliver(&pod, &udp_to(&pod, peer, 54, 1000)).result, DROP);
+        }
+    });
+}
+
+#[test]
+fn a_bare_syn_never_rides_a_flow() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::CLOSED, Side::OPEN);
+        let [peer, _] = outside();
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, PASS);
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, SYN_ACK)).result, PASS);
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, SYN)).result, DROP);
+        assert_eq!(lab.counters(&pod).ingress.drops, only(DropReason::IngressDenied, 1));
+        // The flow itself goes on.
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, ACK)).result, PASS);
+    });
+}
+
+#[test]
+fn taking_a_permission_away_ends_flows_whichever_way_the_packet_goes() {
+    in_lab(|lab| {
+        let (a, b) = (lab.pod(1), lab.pod(2));
+        for (first, second) in [(&a, &b), (&b, &a)] {
+            let open = |lab: &Lab, port| {
+                assert_eq!(
+                    lab.send(first, &tcp_from(first, second.v4.into(), port, 80, SYN)).result,
+                    REDIRECT
+                );
+                assert_eq!(
+                    lab.send(second, &tcp_from(second, first.v4.into(), 80, port, SYN_ACK)).result,
+                    REDIRECT
+                );
+            };
+            open(lab, 1000);
+            open(lab, 1001);
+            policy(lab, second, Side::CLOSED, Side::OPEN);
+            let before = lab.counters(second).ingress.drops.get(&DropReason::FlowRevoked).copied();
+            assert_eq!(lab.send(first, &tcp_from(first, second.v4.into(), 1000, 80, ACK)).result, DROP);
+            assert_eq!(lab.send(second, &tcp_from(second, first.v4.into(), 80, 1001, ACK)).result, DROP);
+            let after = lab.counters(second).ingress.drops[&DropReason::FlowRevoked];
+            assert_eq!(after - before.unwrap_or(0), 2);
+            // Granting it needs no new connection: a mid-stream packet is judged by its opening tuple.
+            policy(lab, second, Side::OPEN, Side::OPEN);
+            let run = lab.send(second, &tcp_from(second, first.v4.into(), 80, 1001, ACK));
+            assert_ne!(run.result, DROP);
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_becomes_isolated_keeps_what_the_rules_allow() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        let [peer, other] = outside();
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 1000, 80, SYN)).result, PASS);
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 80, 1000, SYN_ACK)).result, PASS);
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, other, 1000, 80, SYN)).result, PASS);
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, other, 80, 1000, SYN_ACK)).result, PASS);
+        let side = Side { signature: 5, default_set: 0 };
+        lab.apply(Delta {
+            peers: vec![(peer, Some(1))],
+            rows: vec![((5, 1), Some(SET_ALL))],
+            endpoints: vec![(pod.slot(), Some(EndpointPolicy { ingress: side, egress: Side::CLOSED }))],
+            ..Delta::default()
+        });
+        // The pod opened neither, so that its closed egress does not matter.
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 80, 1000, ACK)).result, PASS);
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 1000, 80, ACK)).result, PASS);
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, other, 80, 1000, ACK)).result, DROP);
+        assert_eq!(lab.counters(&pod).ingress.drops, only(DropReason::FlowRevoked, 1));
+    });
+}
+
+#[test]
+fn what_the_node_makes_always_passes_and_is_answered() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        let node: IpAddr = "10.0.0.1".parse().unwrap();
+        policy(lab, &pod, Side::CLOSED, Side::CLOSED);
+        // No mark, a socket, no interface: made here. The address does not matter.
+        assert_eq!(lab.run("to_pod", &tcp_to(&pod, node, 1000, 80, SYN), pod.ifindex, 0).result, PASS);
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, node, 80, 1000, SYN_ACK)).result, PASS);
+        // The same from elsewhere is not.
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, node, 1001, 80, SYN)).result, DROP);
+        // The node is reached where its address is known to be its own.
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, node, 2000, 10250, SYN)).result, DROP);
+        lab.datapath.set_addresses(&[node].into(), &[].into(), &[].into()).unwrap();
+        assert_eq!(lab.send(&pod, &tcp_from(&pod, node, 2000, 10250, SYN)).result, PASS);
+    });
+}
+
+#[test]
+fn errors_pass_about_known_flows_only() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::CLOSED, Side::OPEN);
+        for peer in outside() {
+            let router: IpAddr = if peer.is_ipv4() { "203.0.113.1" } else { "2001:db8::1" }.parse().unwrap();
+            let error = |port: u16| {
+                let inner = ip(own(&pod, peer), peer, 6, &tcp(port, 80, ACK));
+                let (protocol, kind) = if peer.is_ipv4() { (ICMP, 3) } else { (ICMP6, 1) };
+                framed(&pod, false, &ip(router, own(&pod, peer), protocol, &icmp(kind, 4, [0; 4], &inner)))
+            };
+            assert_eq!(lab.deliver(&pod, &error(1000)).result, DROP);
+            assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &error(1000)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &error(1001)).result, DROP);
+        }
+        assert_eq!(lab.counters(&pod).ingress.drops, only(DropReason::IcmpUnrelated, 4));
+    });
+}
+
+#[test]
+fn a_flood_of_unanswered_flows_evicts_only_the_senders_own() {
+    in_lab(|lab| {
+        let (flooder, quiet) = (lab.pod(1), lab.pod(2));
+        for pod in [&flooder, &quiet] {
+            policy(lab, pod, Side::CLOSED, Side::OPEN);
+        }
+        let [peer, _] = outside();
+        assert_eq!(lab.send(&quiet, &udp_from(&quiet, peer, 1000, 53)).result, PASS);
+        for port in 0..5000u16 {
+            assert_eq!(lab.send(&flooder, &udp_from(&flooder, peer, 10_000 + port, 53)).result, PASS);
+        }
+        assert_eq!(lab.deliver(&quiet, &udp_to(&quiet, peer, 53, 1000)).result, PASS);
+        let answered = (0..5000u16)
+            .filter(|port| lab.deliver(&flooder, &udp_to(&flooder, peer, 53, 10_000 + port)).result == PASS)
+            .count();
+        assert!(answered <= 1024, "{answered} unanswered flows were kept");
+        assert!(answered >= 512, "only {answered} unanswered flows were kept");
+    });
+}
+
+#[test]
+fn an_evicted_tcp_flow_comes_back_mid_stream_where_the_rules_allow_its_opening() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::CLOSED, Side::OPEN);
+        let [peer, _] = outside();
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1000, ACK)).result, PASS);
+        assert_eq!(lab.deliver(&pod, &udp_to(&pod, peer, 53, 1000)).result, DROP);
+        policy(lab, &pod, Side::CLOSED, Side::CLOSED);
+        assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1001, ACK)).result, DROP);
+    });
+}

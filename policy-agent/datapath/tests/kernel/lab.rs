@@ -1,0 +1,218 @@
+//! A node in a namespace, with endpoints that exist as far as BPF_PROG_TEST_RUN needs them.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, slot_of};
+use fairlead_common::reason::DropReason;
+use fairlead_datapath::{Counters, Datapath, Identity, Options, TestRun, test_run};
+use fairlead_policy::tables::{Delta, Slot};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+/// `TC_ACT_UNSPEC`: goes on.
+pub(crate) const PASS: i32 = -1;
+/// `TC_ACT_SHOT`: dropped.
+pub(crate) const DROP: i32 = 2;
+/// `TC_ACT_REDIRECT`.
+pub(crate) const REDIRECT: i32 = 7;
+
+/// Runs a test as root in its own namespaces. Without root it fails where
+/// `FAIRLEAD_REQUIRE_PRIVILEGED=1`, else it says so and does nothing.
+pub(crate) fn in_lab(test: impl FnOnce(&mut Lab)) {
+    // SAFETY: no memory is involved.
+    if unsafe { libc::geteuid() } != 0 {
+        assert_ne!(
+            std::env::var("FAIRLEAD_REQUIRE_PRIVILEGED").as_deref(),
+            Ok("1"),
+            "kernel tests need root"
+        );
+        println!("not root: kernel test not run");
+        return;
+    }
+    // SAFETY: changes this thread's namespaces only; the thread ends with the test.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+    assert_eq!(unshared, 0, "{}", io::Error::last_os_error());
+    let folder = tempfile::tempdir().unwrap();
+    mount(None, "/", None, libc::MS_REC | libc::MS_PRIVATE);
+    mount(Some("bpf"), folder.path().to_str().unwrap(), Some("bpf"), 0);
+    let mut lab = Lab::open(folder);
+    lab.datapath.activate().unwrap();
+    test(&mut lab);
+}
+
+fn mount(source: Option<&str>, target: &str, kind: Option<&str>, flags: libc::c_ulong) {
+    let text = |s: &str| CString::new(s).unwrap();
+    let source = text(source.unwrap_or("none"));
+    let target = text(target);
+    let kind = text(kind.unwrap_or(""));
+    // SAFETY: the strings live through the call.
+    let result =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    assert_eq!(result, 0, "mount: {}", io::Error::last_os_error());
+}
+
+pub(crate) struct Lab {
+    pub(crate) datapath: Datapath,
+    programs: BTreeMap<&'static str, OwnedFd>,
+    serial: u64,
+    folder: tempfile::TempDir,
+}
+
+/// A pod of the lab.
+#[derive(Clone, Debug)]
+pub(crate) struct Pod {
+    pub(crate) ifindex: u32,
+    pub(crate) identity: Identity,
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Ipv6Addr,
+}
+
+impl Pod {
+    pub(crate) fn slot(&self) -> Slot {
+        slot_of(self.ifindex) as Slot
+    }
+
+    /// `skb->mark` of what this pod sends.
+    pub(crate) fn mark(&self) -> u32 {
+        mark_of(u32::from(self.slot()))
+    }
+}
+
+/// `skb->mark` that holds a slot.
+pub(crate) fn mark_of(slot: u32) -> u32 {
+    slot << DEFAULT_MARK_MASK.trailing_zeros()
+}
+
+/// Mark of what came from outside the node.
+pub(crate) fn elsewhere() -> u32 {
+    mark_of(SLOT_SETTLED)
+}
+
+impl Lab {
+    fn open(folder: tempfile::TempDir) -> Self {
+        let datapath = Datapath::open(&Options::new(folder.path().join("fairlead"))).unwrap();
+        let programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
+            .into_iter()
+            .map(|name| (name, datapath.program(name).unwrap()))
+            .collect();
+        Self { datapath, programs, serial: 0, folder }
+    }
+
+    /// The next agent: a new datapath on the same pins, not in force yet.
+    pub(crate) fn restart(&mut self) {
+        let datapath = Datapath::open(&Options::new(self.folder.path().join("fairlead"))).unwrap();
+        self.programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
+            .into_iter()
+            .map(|name| (name, datapath.program(name).unwrap()))
+            .collect();
+        self.datapath = datapath;
+    }
+
+    /// A pod whose interface exists, known to the datapath but locked. `n` from 1 to 200.
+    pub(crate) fn locked_pod(&mut self, n: u8) -> Pod {
+        let pod = Self::pod_numbered(n);
+        make_veth(pod.ifindex, n, pod.identity.host_mac);
+        self.datapath.register_unattached(&pod.identity).unwrap();
+        pod
+    }
+
+    pub(crate) fn pod_numbered(n: u8) -> Pod {
+        let ifindex = 0x10000 + u32::from(n);
+        let v4 = Ipv4Addr::new(10, 1, 0, n);
+        let v6 = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, n.into());
+        let identity = Identity {
+            ifindex,
+            host_mac: [0x02, 0, 0, 0, 1, n],
+            pod_mac: [0x02, 0, 0, 0, 2, n],
+            addresses: vec![IpAddr::V4(v4), IpAddr::V6(v6)],
+            mtu: 1500,
+            fast_path: true,
+        };
+        Pod { ifindex, identity, v4, v6 }
+    }
+
+    /// An unlocked pod that no policy selects.
+    pub(crate) fn pod(&mut self, n: u8) -> Pod {
+        let pod = self.locked_pod(n);
+        self.apply(Delta { endpoints: vec![(pod.slot(), Some(EndpointPolicy::OPEN))], ..Delta::default() });
+        self.datapath.unlock(pod.slot()).unwrap();
+        pod
+    }
+
+    /// Puts a step in force.
+    pub(crate) fn apply(&mut self, delta: Delta) {
+        let delta = self.numbered(delta);
+        self.datapath.apply(&delta).unwrap();
+    }
+
+    pub(crate) fn numbered(&mut self, mut delta: Delta) -> Delta {
+        self.serial += 1;
+        delta.serial = self.serial;
+        delta
+    }
+
+    /// Runs a program on a packet at a pod's interface.
+    pub(crate) fn run(&self, program: &str, packet: &[u8], ifindex: u32, mark: u32) -> TestRun {
+        test_run(self.programs[program].as_fd(), packet, ifindex, mark, 0, 1).unwrap()
+    }
+
+    /// The pod sends a packet.
+    pub(crate) fn send(&self, pod: &Pod, packet: &[u8]) -> TestRun {
+        self.run("from_pod", packet, pod.ifindex, 0)
+    }
+
+    /// A packet from outside the node reaches the pod's interface.
+    pub(crate) fn deliver(&self, pod: &Pod, packet: &[u8]) -> TestRun {
+        self.run("to_pod", packet, pod.ifindex, elsewhere())
+    }
+
+    pub(crate) fn counters(&self, pod: &Pod) -> Counters {
+        self.datapath.counters().unwrap().remove(&pod.ifindex).unwrap_or_default()
+    }
+
+    pub(crate) fn programs(&self, name: &str) -> &OwnedFd {
+        &self.programs[name]
+    }
+}
+
+/// Drops of one reason, as counters have them.
+pub(crate) fn only(reason: DropReason, count: u64) -> BTreeMap<DropReason, u64> {
+    BTreeMap::from([(reason, count)])
+}
+
+fn make_veth(ifindex: u32, n: u8, mac: [u8; 6]) {
+    let mut link = LinkMessage::default();
+    link.header.index = ifindex;
+    let mut peer = LinkMessage::default();
+    peer.attributes.push(LinkAttribute::IfName(format!("p{n}")));
+    link.attributes = vec![
+        LinkAttribute::IfName(format!("h{n}")),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewLink(link));
+    message.header.flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL | NLM_F_ACK;
+    message.finalize();
+    let mut buffer = vec![0; message.buffer_len()];
+    message.serialize(&mut buffer);
+    let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
+    socket.bind_auto().unwrap();
+    socket.send_to(&buffer, &SocketAddr::new(0, 0), 0).unwrap();
+    let (bytes, _) = socket.recv_from_full().unwrap();
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap();
+    match answer.payload {
+        NetlinkPayload::Error(e) => assert!(e.code.is_none(), "veth {ifindex}: {}", e.to_io()),
+        other => panic!("{other:?}"),
+    }
+}

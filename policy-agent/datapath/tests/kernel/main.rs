@@ -1,0 +1,11 @@
+//! The programs in the kernel, packet by packet (BPF_PROG_TEST_RUN).
+//!
+//! Needs root. Each test has its own network and mount namespace, BPF file system and maps.
+
+mod commit;
+mod flows;
+mod forgery;
+mod lab;
+mod life;
+mod packets;
+mod rules;
