@@ -39,11 +39,7 @@ pub struct Folders {
 impl Folders {
     /// Those below `root`.
     pub fn below(root: &Path) -> Self {
-        Self {
-            run: RunDir(root.join("run")),
-            cni: root.join("cni"),
-            log: root.join("agent.log"),
-        }
+        Self { run: RunDir(root.join("run")), cni: root.join("cni"), log: root.join("agent.log") }
     }
 }
 
@@ -65,11 +61,7 @@ impl Agent {
             let log = std::fs::read_to_string(&folders.log).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
-            bail!(
-                "agent of {}: {error:#}\nits last words:\n{}",
-                node.name(),
-                tail.join("\n")
-            );
+            bail!("agent of {}: {error:#}\nits last words:\n{}", node.name(), tail.join("\n"));
         }
         Ok(agent)
     }
@@ -106,16 +98,11 @@ impl Agent {
             // Ctrl-C is for whoever runs the agents, not for them.
             .process_group(0);
         die_with_parent(&mut command);
-        let child = node.run(move || command.spawn()).await?.with_context(|| {
-            format!(
-                "cannot run {} (`cargo xtask build` makes it)",
-                executable.display()
-            )
-        })?;
-        Ok(Self {
-            child,
-            folders: folders.clone(),
-        })
+        let child = node
+            .run(move || command.spawn())
+            .await?
+            .with_context(|| format!("cannot run {} (`cargo xtask build` makes it)", executable.display()))?;
+        Ok(Self { child, folders: folders.clone() })
     }
 
     /// Waits until it is ready.

@@ -63,11 +63,7 @@ impl Node {
     /// When it cannot be run.
     pub async fn fairlead(&self, words: &[&str]) -> Result<Output> {
         let mut command = Command::new(crate::dist().join("fairlead"));
-        command
-            .args(words)
-            .arg("--run-dir")
-            .arg(self.folders.run.path())
-            .stdin(Stdio::null());
+        command.args(words).arg("--run-dir").arg(self.folders.run.path()).stdin(Stdio::null());
         Ok(self.namespace.run(move || command.output()).await??)
     }
 
@@ -82,10 +78,7 @@ impl Node {
                 let table = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
                 let mut lines = table.lines().filter_map(|l| l.strip_prefix("Ip: "));
                 let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-                let v4 = names
-                    .split(' ')
-                    .zip(values.split(' '))
-                    .find(|(name, _)| *name == "ForwDatagrams");
+                let v4 = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ForwDatagrams");
                 let table = std::fs::read_to_string("/proc/thread-self/net/snmp6")?;
                 let v6 = table.lines().find_map(|l| l.strip_prefix("Ip6OutForwDatagrams"));
                 let (_, v4) = v4.context("no ForwDatagrams")?;
@@ -119,8 +112,7 @@ impl Pod {
     /// # Errors
     /// When the port is taken.
     pub async fn listen(&mut self, port: u16) -> Result<()> {
-        self.listeners
-            .push(Listener::open(&self.namespace, &self.spec.name, port).await?);
+        self.listeners.push(Listener::open(&self.namespace, &self.spec.name, port).await?);
         Ok(())
     }
 
@@ -131,10 +123,7 @@ impl Pod {
     pub fn address(&self, ipv6: bool) -> Result<IpAddr> {
         let address = self.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6);
         address.with_context(|| {
-            format!(
-                "pod {} has no address in this family: {:?}",
-                self.spec.name, self.addresses
-            )
+            format!("pod {} has no address in this family: {:?}", self.spec.name, self.addresses)
         })
     }
 }
@@ -160,10 +149,8 @@ impl Cluster {
     /// # Errors
     /// Without root, when the kernel lacks something, or when an agent does not get ready.
     pub async fn start(objects: &[Object], agent_flags: &[&str]) -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("fairlead-")
-            .tempdir()
-            .context("cannot make a folder")?;
+        let folder =
+            tempfile::Builder::new().prefix("fairlead-").tempdir().context("cannot make a folder")?;
         let world = World::new(folder.path().join("manifests"))?;
         let fabric = fabric::bridge("fabric").await?;
         let outside = outside(&fabric).await?;
@@ -210,17 +197,8 @@ impl Cluster {
             .await?;
         }
         let folders = Folders::below(&self.folder.path().join(&spec.name));
-        let runtime = Runtime {
-            configurations: folders.cni.clone(),
-            plugins: crate::dist(),
-        };
-        Ok(Node {
-            spec,
-            namespace,
-            folders,
-            agent: None,
-            runtime,
-        })
+        let runtime = Runtime { configurations: folders.cni.clone(), plugins: crate::dist() };
+        Ok(Node { spec, namespace, folders, agent: None, runtime })
     }
 
     /// Starts (again) the agent of a node, and waits until it is ready.
@@ -229,10 +207,7 @@ impl Cluster {
     /// When it does not get ready.
     pub async fn start_agent(&mut self, node: &str) -> Result<()> {
         let flags: Vec<&str> = self.agent_flags.iter().map(String::as_str).collect();
-        let node = self
-            .nodes
-            .get_mut(node)
-            .with_context(|| format!("no node {node}"))?;
+        let node = self.nodes.get_mut(node).with_context(|| format!("no node {node}"))?;
         node.agent = None;
         node.agent = Some(Agent::start(&node.namespace, self.world.path(), &node.folders, &flags).await?);
         Ok(())
@@ -257,25 +232,15 @@ impl Cluster {
     /// A [`runtime::CniError`] where ADD failed.
     pub async fn wire(&mut self, namespace: &str, name: &str) -> Result<&mut Pod> {
         let key = key("Pod", namespace, name);
-        let object = self
-            .objects
-            .get(&key)
-            .with_context(|| format!("no object {key}"))?
-            .clone();
+        let object = self.objects.get(&key).with_context(|| format!("no object {key}"))?.clone();
         let spec = PodSpec::of(&object)?;
-        let node = self
-            .nodes
-            .get(&spec.node)
-            .with_context(|| format!("no node {}", spec.node))?;
+        let node = self.nodes.get(&spec.node).with_context(|| format!("no node {}", spec.node))?;
         let sandbox = Namespace::new(name).await?;
         self.attachments += 1;
         let attach = attach(&spec, &object, &sandbox, self.attachments);
         let start = std::time::Instant::now();
-        let result = node
-            .runtime
-            .add(&node.namespace, &attach)
-            .await
-            .with_context(|| format!("ADD of {name}"))?;
+        let result =
+            node.runtime.add(&node.namespace, &attach).await.with_context(|| format!("ADD of {name}"))?;
         let took = start.elapsed();
         let addresses = runtime::addresses(&result)?;
         let mut object = object;
@@ -286,15 +251,7 @@ impl Cluster {
             "podIPs": addresses.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
         });
         self.apply(&object)?;
-        let pod = Pod {
-            spec,
-            namespace: sandbox,
-            addresses,
-            attach,
-            result,
-            took,
-            listeners: Vec::new(),
-        };
+        let pod = Pod { spec, namespace: sandbox, addresses, attach, result, took, listeners: Vec::new() };
         Ok(self.pods.entry(name.to_owned()).insert_entry(pod).into_mut())
     }
 
@@ -304,10 +261,7 @@ impl Cluster {
     /// A [`runtime::CniError`] where DEL failed; the namespace goes in any case.
     pub async fn unwire(&mut self, name: &str) -> Result<()> {
         let pod = self.pods.remove(name).with_context(|| format!("no pod {name}"))?;
-        let node = self
-            .nodes
-            .get(&pod.spec.node)
-            .with_context(|| format!("no node {}", pod.spec.node))?;
+        let node = self.nodes.get(&pod.spec.node).with_context(|| format!("no node {}", pod.spec.node))?;
         let deleted = node.runtime.del(&node.namespace, &pod.attach, &pod.result).await;
         let gone = self.delete("Pod", &pod.spec.namespace, name);
         deleted.with_context(|| format!("DEL of {name}"))?;
@@ -332,11 +286,7 @@ impl Cluster {
                 wrong.push(format!("agent of {}: {error:#}", node.spec.name));
             }
         }
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            bail!("{}", wrong.join("; "))
-        }
+        if wrong.is_empty() { Ok(()) } else { bail!("{}", wrong.join("; ")) }
     }
 
     /// Writes an object into the world.
@@ -361,10 +311,7 @@ impl Cluster {
     /// When there is none.
     pub fn delete(&mut self, kind: &str, namespace: &str, name: &str) -> Result<()> {
         let key = key(kind, namespace, name);
-        let object = self
-            .objects
-            .remove(&key)
-            .with_context(|| format!("no object {key}"))?;
+        let object = self.objects.remove(&key).with_context(|| format!("no object {key}"))?;
         self.world.delete(&object)
     }
 
@@ -442,10 +389,7 @@ impl Cluster {
 /// The router to the world, with the client beyond it.
 async fn outside(fabric: &Namespace) -> Result<Namespace> {
     let outside = Namespace::new("outside").await?;
-    let addresses: Vec<IpNetwork> = GATEWAYS
-        .iter()
-        .map(|a| on_l2(a.parse()?))
-        .collect::<Result<_>>()?;
+    let addresses: Vec<IpNetwork> = GATEWAYS.iter().map(|a| on_l2(a.parse()?)).collect::<Result<_>>()?;
     fabric::connect(fabric, &outside, &addresses).await?;
     outside
         .run(|| {
@@ -458,11 +402,7 @@ async fn outside(fabric: &Namespace) -> Result<Namespace> {
             let index = nix::net::if_::if_nametoindex("lo")?;
             for address in CLIENTS {
                 let address = IpNetwork::from(address.parse::<IpAddr>()?);
-                netlink
-                    .address()
-                    .add(index, address.ip(), address.prefix())
-                    .execute()
-                    .await?;
+                netlink.address().add(index, address.ip(), address.prefix()).execute().await?;
             }
             Ok(())
         })
@@ -472,10 +412,7 @@ async fn outside(fabric: &Namespace) -> Result<Namespace> {
 
 /// A node's or the router's address with the prefix of their L2.
 fn on_l2(address: IpAddr) -> Result<IpNetwork> {
-    Ok(IpNetwork::new(
-        address,
-        NODE_PREFIXES[usize::from(address.is_ipv6())],
-    )?)
+    Ok(IpNetwork::new(address, NODE_PREFIXES[usize::from(address.is_ipv6())])?)
 }
 
 /// The default route of a family.
@@ -491,10 +428,7 @@ fn attach(spec: &PodSpec, object: &Object, sandbox: &Namespace, number: u32) -> 
         ("K8S_POD_NAMESPACE", spec.namespace.as_str()),
         ("K8S_POD_NAME", spec.name.as_str()),
         ("K8S_POD_INFRA_CONTAINER_ID", container_id.as_str()),
-        (
-            "K8S_POD_UID",
-            object["metadata"]["uid"].as_str().unwrap_or_default(),
-        ),
+        ("K8S_POD_UID", object["metadata"]["uid"].as_str().unwrap_or_default()),
     ];
     Attach {
         netns: Some(sandbox.path()),

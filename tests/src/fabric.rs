@@ -51,15 +51,8 @@ pub async fn connect(fabric: &Namespace, member: &Namespace, addresses: &[IpNetw
                 .set(LinkUnspec::new_with_name(&port).controller(bridge).up().build())
                 .execute()
                 .await?;
-            let moved = LinkUnspec::new_with_name(UPLINK)
-                .setns_by_fd(file.as_raw_fd())
-                .build();
-            netlink
-                .link()
-                .set(moved)
-                .execute()
-                .await
-                .context("cannot move a veth")
+            let moved = LinkUnspec::new_with_name(UPLINK).setns_by_fd(file.as_raw_fd()).build();
+            netlink.link().set(moved).execute().await.context("cannot move a veth")
         })
         .await?;
     let addresses = addresses.to_vec();
@@ -82,12 +75,7 @@ pub async fn connect(fabric: &Namespace, member: &Namespace, addresses: &[IpNetw
 /// Sets an interface up.
 pub async fn up(netlink: &Handle, interface: &str) -> Result<()> {
     let message = LinkUnspec::new_with_name(interface).up().build();
-    netlink
-        .link()
-        .set(message)
-        .execute()
-        .await
-        .with_context(|| format!("cannot set {interface} up"))
+    netlink.link().set(message).execute().await.with_context(|| format!("cannot set {interface} up"))
 }
 
 /// Adds a route.

@@ -30,10 +30,8 @@ use std::path::PathBuf;
 
 /// Folder with `fairlead-cni`, `fairlead-agent` and `fairlead`: `FAIRLEAD_DIST`, else `target/dist`.
 pub fn dist() -> PathBuf {
-    std::env::var_os("FAIRLEAD_DIST").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist")),
-        PathBuf::from,
-    )
+    std::env::var_os("FAIRLEAD_DIST")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist")), PathBuf::from)
 }
 
 /// Whether tests that need root can run. Without root they are left out on a developer's machine, and

@@ -22,10 +22,8 @@ pub struct Namespace {
 impl Namespace {
     /// Makes one with its loopback interface up.
     pub async fn new(name: &str) -> Result<Self> {
-        Self::start(name, || {
-            unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")
-        })
-        .await
+        Self::start(name, || unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace"))
+            .await
     }
 
     /// Makes one that has its own mounts too, as a node has: a fresh /sys, and a BPF file system in it.
@@ -59,31 +57,21 @@ impl Namespace {
                 }
             })
             .context("cannot start a thread")?;
-        let thread_id = entered
-            .await
-            .context("the namespace's thread died")?
-            .with_context(|| name.to_owned())?;
-        let namespace = Self {
-            name: name.to_owned(),
-            thread_id,
-            jobs: Some(jobs),
-            thread: Some(thread),
-        };
+        let thread_id =
+            entered.await.context("the namespace's thread died")?.with_context(|| name.to_owned())?;
+        let namespace = Self { name: name.to_owned(), thread_id, jobs: Some(jobs), thread: Some(thread) };
         namespace
             .run(|| {
                 // The kernel's defaults differ between machines; addresses are usable at once.
-                for (key, value) in [
-                    ("ipv6/conf/all/disable_ipv6", "0"),
-                    ("ipv6/conf/default/accept_dad", "0"),
-                ] {
+                for (key, value) in
+                    [("ipv6/conf/all/disable_ipv6", "0"), ("ipv6/conf/default/accept_dad", "0")]
+                {
                     sysctl(key, value)?;
                 }
                 anyhow::Ok(())
             })
             .await??;
-        namespace
-            .netlink(async |netlink| crate::fabric::up(&netlink, "lo").await)
-            .await?;
+        namespace.netlink(async |netlink| crate::fabric::up(&netlink, "lo").await).await?;
         Ok(namespace)
     }
 
@@ -94,11 +82,7 @@ impl Namespace {
 
     /// A path by which other processes can enter it.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!(
-            "/proc/{}/task/{}/ns/net",
-            std::process::id(),
-            self.thread_id
-        ))
+        PathBuf::from(format!("/proc/{}/task/{}/ns/net", std::process::id(), self.thread_id))
     }
 
     /// The thread that lives in it: what `nsenter --target` takes.
@@ -117,9 +101,7 @@ impl Namespace {
             .as_ref()
             .and_then(|jobs| jobs.send(job).ok())
             .ok_or_else(|| anyhow!("the thread of namespace {} has ended", self.name))?;
-        result
-            .await
-            .with_context(|| format!("work in namespace {} panicked", self.name))
+        result.await.with_context(|| format!("work in namespace {} panicked", self.name))
     }
 
     /// Runs `work` inside with a netlink connection.
@@ -128,9 +110,7 @@ impl Namespace {
         work: impl AsyncFnOnce(rtnetlink::Handle) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         self.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let (connection, handle, _) = rtnetlink::new_connection()?;
                 tokio::spawn(connection);

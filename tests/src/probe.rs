@@ -51,9 +51,7 @@ impl Drop for Listener {
 
 /// Serves one client until either end closes.
 async fn serve(mut stream: TcpStream, client: SocketAddr, name: String) -> std::io::Result<()> {
-    stream
-        .write_all(format!("{name} {}\n", client.ip().to_canonical()).as_bytes())
-        .await?;
+    stream.write_all(format!("{name} {}\n", client.ip().to_canonical()).as_bytes()).await?;
     let (mut reader, mut writer) = stream.split();
     tokio::io::copy(&mut reader, &mut writer).await.map(drop)
 }
@@ -129,11 +127,7 @@ pub async fn connect_as(
     // A socket belongs to the namespace of the thread that makes it, whoever uses it.
     let socket = from
         .run(move || {
-            let socket = if to.is_ipv4() {
-                TcpSocket::new_v4()
-            } else {
-                TcpSocket::new_v6()
-            }?;
+            let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
             if let Some(source) = source {
                 socket.bind(SocketAddr::new(source, 0))?;
             }
@@ -146,14 +140,8 @@ pub async fn connect_as(
         let mut greeting = String::new();
         stream.read_line(&mut greeting).await?;
         let (server, seen_as) = greeting.trim_end().rsplit_once(' ').context("no greeting")?;
-        let seen_as = seen_as
-            .parse()
-            .with_context(|| format!("greeting {greeting:?}"))?;
-        anyhow::Ok(Connection {
-            server: server.to_owned(),
-            seen_as,
-            stream,
-        })
+        let seen_as = seen_as.parse().with_context(|| format!("greeting {greeting:?}"))?;
+        anyhow::Ok(Connection { server: server.to_owned(), seen_as, stream })
     };
     Ok(match tokio::time::timeout(limit, greet).await {
         Ok(Ok(connection)) => Outcome::Open(connection),

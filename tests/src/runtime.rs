@@ -69,9 +69,7 @@ impl Runtime {
         let mut files = entries.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
         files.retain(|f| f.extension().is_some_and(|e| e == "conflist"));
         files.sort();
-        let file = files
-            .first()
-            .with_context(|| format!("no CNI configuration in {}", folder.display()))?;
+        let file = files.first().with_context(|| format!("no CNI configuration in {}", folder.display()))?;
         let text = std::fs::read_to_string(file)?;
         serde_json::from_str(&text).with_context(|| format!("{}: {text}", file.display()))
     }
@@ -151,10 +149,7 @@ impl Runtime {
 /// # Errors
 /// A [`CniError`] where it printed one, another error where it broke the protocol.
 pub async fn execute(node: &Namespace, mut command: Command, input: Vec<u8>) -> Result<Value> {
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     die_with_parent(&mut command);
     let executable = Path::new(command.get_program()).to_path_buf();
     let (sender, finished) = tokio::sync::oneshot::channel();
@@ -172,18 +167,9 @@ pub async fn execute(node: &Namespace, mut command: Command, input: Vec<u8>) -> 
         });
     })
     .await?;
-    let output = finished
-        .await?
-        .with_context(|| format!("cannot run {}", executable.display()))?;
+    let output = finished.await?.with_context(|| format!("cannot run {}", executable.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let said = || {
-        format!(
-            "{}: {:?}, {}",
-            output.status,
-            text,
-            String::from_utf8_lossy(&output.stderr)
-        )
-    };
+    let said = || format!("{}: {:?}, {}", output.status, text, String::from_utf8_lossy(&output.stderr));
     if output.status.success() {
         if text.trim().is_empty() {
             return Ok(Value::Null);
@@ -193,12 +179,7 @@ pub async fn execute(node: &Namespace, mut command: Command, input: Vec<u8>) -> 
     let error: Value = serde_json::from_str(&text).with_context(said)?;
     let field = |name| error[name].as_str().unwrap_or_default().to_owned();
     match error["code"].as_u64() {
-        Some(code) => Err(CniError {
-            code,
-            msg: field("msg"),
-            details: field("details"),
-        }
-        .into()),
+        Some(code) => Err(CniError { code, msg: field("msg"), details: field("details") }.into()),
         None => bail!("no error code: {}", said()),
     }
 }
@@ -208,26 +189,15 @@ pub async fn execute(node: &Namespace, mut command: Command, input: Vec<u8>) -> 
 /// # Errors
 /// When the result has none, or something else in their place.
 pub fn addresses(result: &Value) -> Result<Vec<IpAddr>> {
-    let ips = result["ips"]
-        .as_array()
-        .with_context(|| format!("no ips in {result}"))?;
+    let ips = result["ips"].as_array().with_context(|| format!("no ips in {result}"))?;
     ips.iter()
         .map(|ip| {
-            let address = ip["address"]
-                .as_str()
-                .with_context(|| format!("no address in {ip}"))?;
-            Ok(address
-                .parse::<IpNetwork>()
-                .with_context(|| address.to_owned())?
-                .ip())
+            let address = ip["address"].as_str().with_context(|| format!("no address in {ip}"))?;
+            Ok(address.parse::<IpNetwork>().with_context(|| address.to_owned())?.ip())
         })
         .collect()
 }
 
 fn plugins(list: &Value) -> std::slice::Iter<'_, Value> {
-    list["plugins"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default()
-        .iter()
+    list["plugins"].as_array().map(Vec::as_slice).unwrap_or_default().iter()
 }

@@ -69,41 +69,21 @@ impl NodeSpec {
     pub fn of(object: &Object) -> Result<Self> {
         let name = text(object, "/metadata/name")?;
         let mut addresses = Vec::new();
-        for entry in object
-            .pointer("/status/addresses")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for entry in object.pointer("/status/addresses").and_then(Value::as_array).into_iter().flatten() {
             if entry["type"] == "InternalIP" {
-                addresses.push(
-                    text(entry, "/address")?
-                        .parse()
-                        .with_context(|| format!("node {name}: address"))?,
-                );
+                addresses
+                    .push(text(entry, "/address")?.parse().with_context(|| format!("node {name}: address"))?);
             }
         }
         let mut pod_cidrs = Vec::new();
-        for cidr in object
-            .pointer("/spec/podCIDRs")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
+        for cidr in object.pointer("/spec/podCIDRs").and_then(Value::as_array).into_iter().flatten() {
             let cidr = cidr.as_str().unwrap_or_default();
-            pod_cidrs.push(
-                cidr.parse()
-                    .with_context(|| format!("node {name}: podCIDRs: {cidr:?}"))?,
-            );
+            pod_cidrs.push(cidr.parse().with_context(|| format!("node {name}: podCIDRs: {cidr:?}"))?);
         }
         if addresses.is_empty() || pod_cidrs.is_empty() {
             bail!("node {name} needs status.addresses and spec.podCIDRs");
         }
-        Ok(Self {
-            name: name.to_owned(),
-            addresses,
-            pod_cidrs,
-        })
+        Ok(Self { name: name.to_owned(), addresses, pod_cidrs })
     }
 }
 
@@ -127,11 +107,7 @@ impl PodSpec {
     /// Names what is missing.
     pub fn of(object: &Object) -> Result<Self> {
         let containers = object.pointer("/spec/containers").and_then(Value::as_array);
-        let ports = containers
-            .into_iter()
-            .flatten()
-            .filter_map(|c| c["ports"].as_array())
-            .flatten();
+        let ports = containers.into_iter().flatten().filter_map(|c| c["ports"].as_array()).flatten();
         Ok(Self {
             namespace: text(object, "/metadata/namespace")?.to_owned(),
             name: text(object, "/metadata/name")?.to_owned(),
@@ -186,10 +162,7 @@ impl World {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, file: &str, objects: &[Object]) -> Result<()> {
-        let documents = objects
-            .iter()
-            .map(serde_yaml_ng::to_string)
-            .collect::<Result<Vec<_>, _>>()?;
+        let documents = objects.iter().map(serde_yaml_ng::to_string).collect::<Result<Vec<_>, _>>()?;
         let text = documents.join("---\n");
         // Hidden names are not read, so nobody sees half a file.
         let beside = self.folder.join(format!(".{file}"));
@@ -215,12 +188,7 @@ impl World {
 
     fn file(object: &Object) -> String {
         let field = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or("-");
-        let name = format!(
-            "{}.{}.{}",
-            kind(object),
-            field("/metadata/namespace"),
-            field("/metadata/name")
-        );
+        let name = format!("{}.{}.{}", kind(object), field("/metadata/namespace"), field("/metadata/name"));
         format!("{}.yaml", name.to_lowercase())
     }
 }
@@ -232,10 +200,7 @@ pub fn namespace(name: &str, labels: Value) -> Object {
 
 /// A node.
 pub fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Object {
-    let addresses: Vec<_> = addresses
-        .iter()
-        .map(|a| json!({"type": "InternalIP", "address": a}))
-        .collect();
+    let addresses: Vec<_> = addresses.iter().map(|a| json!({"type": "InternalIP", "address": a})).collect();
     json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
         "spec": {"podCIDR": pod_cidrs.first(), "podCIDRs": pod_cidrs},

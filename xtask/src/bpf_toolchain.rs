@@ -46,19 +46,12 @@ impl Compiler {
 
     fn present(self) -> bool {
         match self {
-            Self::Nightly => {
-                output(rustup_run("nightly").args(["rustc", "--print", "sysroot"])).is_some_and(|root| {
-                    Path::new(&root)
-                        .join("lib/rustlib/src/rust/library/core")
-                        .is_dir()
-                })
-            }
+            Self::Nightly => output(rustup_run("nightly").args(["rustc", "--print", "sysroot"]))
+                .is_some_and(|root| Path::new(&root).join("lib/rustlib/src/rust/library/core").is_dir()),
             Self::Debian => {
                 Path::new("/usr/lib/rustlib").join(TARGET).is_dir()
                     && Path::new("/usr/bin/cargo").exists()
-                    && output(Command::new("/usr/bin/rustc").arg("--version"))
-                        .as_deref()
-                        .and_then(minor)
+                    && output(Command::new("/usr/bin/rustc").arg("--version")).as_deref().and_then(minor)
                         >= Some(MINOR)
             }
         }
@@ -67,19 +60,15 @@ impl Compiler {
     /// What it is, for people.
     pub(crate) fn describe(self) -> String {
         let (name, version) = match self {
-            Self::Nightly => (
-                "rustup's nightly with rust-src",
-                output(rustup_run("nightly").args(["rustc", "-V"])),
-            ),
+            Self::Nightly => {
+                ("rustup's nightly with rust-src", output(rustup_run("nightly").args(["rustc", "-V"])))
+            }
             Self::Debian => (
                 "Debian's rustc-web with libstd-rust-web-dev-bpf",
                 output(Command::new("/usr/bin/rustc").arg("-V")),
             ),
         };
-        format!(
-            "{name} ({})",
-            version.unwrap_or_else(|| "version unknown".to_owned())
-        )
+        format!("{name} ({})", version.unwrap_or_else(|| "version unknown".to_owned()))
     }
 
     /// A cargo that compiles for the BPF target with this compiler.
@@ -94,10 +83,7 @@ impl Compiler {
                 let mut command = Command::new("/usr/bin/cargo");
                 process::without_leftovers(&mut command);
                 // Options that only this target knows are unstable; Debian's compiler is a release.
-                command
-                    .env("RUSTC_BOOTSTRAP", "1")
-                    .env("RUSTC", "/usr/bin/rustc")
-                    .arg("build");
+                command.env("RUSTC_BOOTSTRAP", "1").env("RUSTC", "/usr/bin/rustc").arg("build");
                 command
             }
         };
@@ -134,10 +120,7 @@ mod tests {
 
     #[test]
     fn version_of_rustc() {
-        assert_eq!(
-            minor("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"),
-            Some(96)
-        );
+        assert_eq!(minor("rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)"), Some(96));
         assert_eq!(minor("rustc 1.97.0-nightly (e50aa6fba 2026-05-19)"), Some(97));
         assert_eq!(minor("cargo 1.96.0"), None);
         assert_eq!(minor(""), None);

@@ -37,26 +37,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let (folder, built) = if options.debug {
         process::run(host_cargo("build").args(PACKAGES.map(|p| format!("--package={p}"))))?;
-        (
-            workspace::target().join("dist-debug"),
-            workspace::target().join("debug"),
-        )
+        (workspace::target().join("dist-debug"), workspace::target().join("debug"))
     } else {
         process::run(
             host_cargo("build")
                 // With an explicit target the flag spares build scripts and procedural macros, which
                 // cannot be static.
-                .env(
-                    "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-                    "-C target-feature=+crt-static",
-                )
+                .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
                 .args(["--release", "--target", STATIC_TARGET])
                 .args(PACKAGES.map(|p| format!("--package={p}"))),
         )?;
-        (
-            workspace::dist(),
-            workspace::target().join(STATIC_TARGET).join("release"),
-        )
+        (workspace::dist(), workspace::target().join(STATIC_TARGET).join("release"))
     };
     for name in EXECUTABLES {
         install(&built.join(name), &folder.join(name))?;
@@ -68,10 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// cargo with a subcommand for code that runs on this machine.
 pub(crate) fn host_cargo(subcommand: &str) -> std::process::Command {
     let mut command = process::cargo();
-    command
-        .arg(subcommand)
-        .arg("--target-dir")
-        .arg(workspace::target());
+    command.arg(subcommand).arg("--target-dir").arg(workspace::target());
     command
 }
 
@@ -94,10 +82,7 @@ pub(crate) fn bpf_object() -> Result<PathBuf> {
             .arg(&folder),
     )?;
     let object = workspace::bpf_object();
-    install(
-        &folder.join(bpf_toolchain::TARGET).join("release").join(BPF_BIN),
-        &object,
-    )?;
+    install(&folder.join(bpf_toolchain::TARGET).join("release").join(BPF_BIN), &object)?;
     println!("build: {}", object.display());
     Ok(object)
 }

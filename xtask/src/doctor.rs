@@ -22,11 +22,7 @@ pub(crate) fn run() -> ExitCode {
             Err(remedy) => println!("MISSING  {name}: {remedy}"),
         }
     }
-    if checks.iter().all(|c| c.outcome.is_ok()) {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if checks.iter().all(|c| c.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What is missing, with the remedy.
@@ -40,30 +36,12 @@ pub(crate) fn missing() -> Vec<String> {
 fn checks() -> Vec<Check> {
     let privilege = Privilege::detect();
     vec![
-        Check {
-            name: "root",
-            outcome: root(privilege),
-        },
-        Check {
-            name: "kernel",
-            outcome: kernel(),
-        },
-        Check {
-            name: "kernel type information (BTF)",
-            outcome: btf(),
-        },
-        Check {
-            name: "network namespaces",
-            outcome: namespaces(privilege),
-        },
-        Check {
-            name: "clsact and cls_bpf",
-            outcome: cls_bpf(privilege),
-        },
-        Check {
-            name: "BPF file system",
-            outcome: bpffs(),
-        },
+        Check { name: "root", outcome: root(privilege) },
+        Check { name: "kernel", outcome: kernel() },
+        Check { name: "kernel type information (BTF)", outcome: btf() },
+        Check { name: "network namespaces", outcome: namespaces(privilege) },
+        Check { name: "clsact and cls_bpf", outcome: cls_bpf(privilege) },
+        Check { name: "BPF file system", outcome: bpffs() },
         Check {
             name: "BPF compiler",
             outcome: Compiler::detect()
@@ -101,9 +79,7 @@ fn btf() -> Result<String, String> {
     if Path::new(PATH).exists() {
         Ok(PATH.to_owned())
     } else {
-        Err(format!(
-            "{PATH} is not there: boot a kernel with CONFIG_DEBUG_INFO_BTF=y (Debian's own have it)"
-        ))
+        Err(format!("{PATH} is not there: boot a kernel with CONFIG_DEBUG_INFO_BTF=y (Debian's own have it)"))
     }
 }
 
@@ -122,11 +98,9 @@ fn in_namespace(privilege: Privilege, script: &str) -> Result<(), String> {
 }
 
 fn namespaces(privilege: Privilege) -> Result<String, String> {
-    in_namespace(privilege, "true")
-        .map(|()| "can be made".to_owned())
-        .map_err(|error| {
-            format!("cannot be made ({error}): needs CONFIG_NET_NS and, in a container, CAP_SYS_ADMIN")
-        })
+    in_namespace(privilege, "true").map(|()| "can be made".to_owned()).map_err(|error| {
+        format!("cannot be made ({error}): needs CONFIG_NET_NS and, in a container, CAP_SYS_ADMIN")
+    })
 }
 
 fn cls_bpf(privilege: Privilege) -> Result<String, String> {

@@ -1,10 +1,7 @@
 //! Every developer command of the project, and the bootstrap of its BPF toolchain.
 //!
 //! `cargo xtask COMMAND`: on a bare Debian 12 with rustup each command first sets up what it needs.
-#![expect(
-    clippy::print_stdout,
-    reason = "a command-line tool: its output is for people"
-)]
+#![expect(clippy::print_stdout, reason = "a command-line tool: its output is for people")]
 
 mod bpf_toolchain;
 mod build;

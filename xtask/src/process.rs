@@ -25,11 +25,8 @@ impl Privilege {
         if output(Command::new("id").arg("-u")).is_some_and(|id| id == "0") {
             return Self::Root;
         }
-        let quietly = Command::new("sudo")
-            .args(["-n", "true"])
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .status();
+        let quietly =
+            Command::new("sudo").args(["-n", "true"]).stderr(Stdio::null()).stdin(Stdio::null()).status();
         match quietly {
             Ok(status) if status.success() => Self::Sudo,
             // sudo is there but wants a password.
@@ -76,10 +73,8 @@ pub(crate) fn without_leftovers(command: &mut Command) {
 /// Shows the command, runs it and fails when it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     println!("  $ {}", shown(command));
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot run {}", shown(command)))?;
+    let status =
+        command.stdin(Stdio::null()).status().with_context(|| format!("cannot run {}", shown(command)))?;
     if !status.success() {
         bail!("{} failed: {status}", shown(command));
     }
@@ -89,10 +84,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// What the command prints, without surrounding blanks; `None` when it cannot be run or fails.
 pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// The command as one would type it, with paths below the repository shortened.
@@ -101,11 +93,7 @@ fn shown(command: &Command) -> String {
     let mut words = Vec::new();
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
-            words.push(quoted(&format!(
-                "{}={}",
-                name.to_string_lossy(),
-                value.to_string_lossy()
-            )));
+            words.push(quoted(&format!("{}={}", name.to_string_lossy(), value.to_string_lossy())));
         }
     }
     let program = Path::new(command.get_program());
@@ -119,9 +107,5 @@ fn shown(command: &Command) -> String {
 }
 
 fn quoted(word: &str) -> String {
-    if word.contains(char::is_whitespace) {
-        format!("'{word}'")
-    } else {
-        word.to_owned()
-    }
+    if word.contains(char::is_whitespace) { format!("'{word}'") } else { word.to_owned() }
 }

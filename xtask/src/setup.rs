@@ -21,11 +21,7 @@ pub(crate) fn run() -> Result<()> {
         }
         missing => bail!(
             "setup cannot go on; missing:\n{}",
-            missing
-                .iter()
-                .map(|m| format!("  - {m}"))
-                .collect::<Vec<_>>()
-                .join("\n")
+            missing.iter().map(|m| format!("  - {m}")).collect::<Vec<_>>().join("\n")
         ),
     }
 }
@@ -93,14 +89,7 @@ fn install_linker() -> Result<std::path::PathBuf> {
     process::run(
         process::cargo()
             .env("LLVM_PREFIX", DEBIAN_LLVM)
-            .args([
-                "install",
-                "--quiet",
-                "--locked",
-                "bpf-linker",
-                "--version",
-                LINKER_VERSION,
-            ])
+            .args(["install", "--quiet", "--locked", "bpf-linker", "--version", LINKER_VERSION])
             .args(["--no-default-features", "--features", "llvm-22", "--root"])
             .arg(workspace::tools()),
     )?;
@@ -121,11 +110,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         Ok(command)
     };
     process::run(apt()?.args(["update", "-qq"]))?;
-    process::run(
-        apt()?
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(&missing),
-    )
+    process::run(apt()?.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing))
 }
 
 fn installed(package: &str) -> bool {
@@ -134,8 +119,5 @@ fn installed(package: &str) -> bool {
 }
 
 fn relative(path: &Path) -> String {
-    path.strip_prefix(workspace::root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
 }

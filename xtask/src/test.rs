@@ -30,10 +30,7 @@ struct Tally {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut tally = Tally::default();
     if options.filters.is_empty() {
-        tally.step(
-            "format",
-            process::run(process::cargo().args(["fmt", "--all", "--check"])),
-        );
+        tally.step("format", process::run(process::cargo().args(["fmt", "--all", "--check"])));
     }
     match prepare() {
         Err(error) => tally.step("build", Err(error)),
@@ -62,11 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     println!("{} cases in tables", tally.cases);
     let good = tally.failed == 0 && tally.passed > 0;
     println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn prepare() -> Result<Privilege> {
@@ -90,10 +83,7 @@ fn tests(privilege: Privilege, filters: &[String], tally: &mut Tally) -> Result<
     if privilege == Privilege::Sudo {
         // Built as this user, run as root.
         command.env(
-            format!(
-                "CARGO_TARGET_{}_RUNNER",
-                host_triple()?.to_uppercase().replace('-', "_")
-            ),
+            format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
             "sudo --preserve-env=FAIRLEAD_REQUIRE_PRIVILEGED,FAIRLEAD_DIST,CARGO_MANIFEST_DIR,RUST_BACKTRACE",
         );
     }
@@ -117,10 +107,7 @@ fn tests(privilege: Privilege, filters: &[String], tally: &mut Tally) -> Result<
 
 fn host_triple() -> Result<String> {
     process::output(Command::new("rustc").arg("-vV"))
-        .and_then(|v| {
-            v.lines()
-                .find_map(|l| l.strip_prefix("host: ").map(str::to_owned))
-        })
+        .and_then(|v| v.lines().find_map(|l| l.strip_prefix("host: ").map(str::to_owned)))
         .context("rustc -vV names no host")
 }
 
@@ -172,9 +159,7 @@ impl Reader {
             _ => {}
         }
         if self.successes
-            && let Some(cases) = line
-                .strip_prefix("cases: ")
-                .and_then(|n| n.trim().parse::<u64>().ok())
+            && let Some(cases) = line.strip_prefix("cases: ").and_then(|n| n.trim().parse::<u64>().ok())
         {
             tally.cases += cases;
         }
@@ -188,10 +173,7 @@ mod tests {
 
     fn tally_of(output: &str) -> (Tally, Vec<&str>) {
         let (mut tally, mut reader) = (Tally::default(), Reader::default());
-        let shown = output
-            .lines()
-            .filter(|line| reader.shown(line, &mut tally))
-            .collect();
+        let shown = output.lines().filter(|line| reader.shown(line, &mut tally)).collect();
         (tally, shown)
     }
 
@@ -203,15 +185,7 @@ mod tests {
              running 2 tests\nsuccesses:\n---- c stdout ----\ncases: 2\nfailures:\n---- d stdout ----\ncases: 7\nwrong\n\
              test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s",
         );
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 3,
-                failed: 1,
-                ignored: 1,
-                cases: 42
-            }
-        );
+        assert_eq!(tally, Tally { passed: 3, failed: 1, ignored: 1, cases: 42 });
         assert!(shown.contains(&"wrong") && shown.contains(&"test a ... ok") && !shown.contains(&"noise"));
     }
 

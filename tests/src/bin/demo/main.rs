@@ -1,2 +1,81 @@
-//! Demo.
-fn main() {}
+//! The demonstration: two nodes, an outside host and a real application, wired by `fairlead-cni`, its
+//! policies enforced by real agents, measured by real connections.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
+
+mod matrix;
+mod phases;
+mod shop;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use fairlead_tests::world;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::phases::Demo;
+
+/// Two nodes, a real application, its policies: wired, enforced and measured.
+#[derive(Parser)]
+struct Arguments {
+    /// Folder of the project's manifests.
+    #[arg(long)]
+    manifests: PathBuf,
+    /// Leave everything up at the end until Ctrl-C, and say how to look around.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = tokio::select! {
+        result = demonstrate(&arguments) => result,
+        // What was made is dropped with the future that made it.
+        signal = interrupted() => signal.and_then(|()| anyhow::bail!("interrupted")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demonstrate(arguments: &Arguments) -> Result<()> {
+    allow_many_files()?;
+    let objects = world::read(&arguments.manifests.join("online-boutique"))?;
+    let mut demo = Demo::start(objects, std::io::stdout().is_terminal()).await?;
+    demo.run().await?;
+    if arguments.keep {
+        demo.guide().await?;
+        interrupted().await?;
+    }
+    demo.result()?;
+    demo.cluster.stop().await.context("taking everything down")?;
+    println!("All of it is taken down.");
+    Ok(())
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => Ok(result?),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Some shells allow 1024 open files; the matrix is measured by more connections at a time.
+fn allow_many_files() -> Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const WANTED: u64 = 4096;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < WANTED {
+        setrlimit(Resource::RLIMIT_NOFILE, WANTED.min(hard), hard).context("cannot allow more open files")?;
+    }
+    Ok(())
+}
