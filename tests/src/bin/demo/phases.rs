@@ -192,11 +192,12 @@ impl Demo {
         }
     }
 
-    /// How to look around.
-    pub(crate) fn guide(&self) -> Result<()> {
-        println!(
-            "Everything is left up; the agents are dead, the policies in force. To look around (as root):\n"
-        );
+    /// Starts the agents again, and says how to look around.
+    pub(crate) async fn guide(&mut self) -> Result<()> {
+        for node in self.cluster.node_names() {
+            self.cluster.start_agent(&node).await?;
+        }
+        println!("Everything is left up, and the agents run again. To look around (as root):\n");
         for node in self.cluster.nodes() {
             println!(
                 "  node {}:  nsenter --target {} --net --mount    (run directory {})",
