@@ -207,9 +207,7 @@ impl Cluster {
         self.pods
             .values()
             .filter(|pod| !pod.finished && !pod.host_network)
-            .filter(|pod| {
-                if settled { owners.contains(&Some(&pod.key)) } else { pod.ips.contains(&address) }
-            })
+            .filter(|pod| if settled { owners.contains(&Some(&pod.key)) } else { pod.ips.contains(&address) })
             .collect()
     }
 }

@@ -1,10 +1,13 @@
 //! What the compiler hands to the datapath: one step from one state of policy to the next.
 
+mod memory;
+
 use std::net::IpAddr;
 
 use fairlead_common::maps::{EndpointPolicy, PortSet};
 use ipnetwork::IpNetwork;
 
+pub use self::memory::{Tables, Write, ip_protocol};
 use crate::model::Protocol;
 
 /// Place of a local endpoint in the node's tables, 1 to 4094.
@@ -40,7 +43,7 @@ pub struct PortClass {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
     /// Counts commits. Ids that this step freed may be used again after
-    /// [`Compiler::settled`](crate) was told of it.
+    /// [`Compiler::settled`](crate::compiler::Compiler::settled) was told of it.
     pub serial: u64,
     /// New port sets, and old ones with bits of new classes added.
     pub sets: Vec<(SetId, PortSet)>,

@@ -4,12 +4,41 @@
 //! changes since the last commit one step for the datapath. Work is in proportion to what the changes
 //! touch.
 
+mod admit;
+mod atoms;
+mod commit;
+mod features;
+mod few;
+mod fill;
+mod ids;
+mod intern;
+mod partition;
+mod ports;
+mod prefix;
+mod report;
+mod rules;
+mod signatures;
+mod vocabulary;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::explain::{Explanation, Party};
+use fairlead_common::maps::EndpointPolicy;
+
+use self::atoms::Atoms;
+use self::features::Features;
+use self::few::Few;
+use self::partition::Partition;
+use self::ports::Ports;
+use self::prefix::{Prefix, Tree};
+use self::rules::StoredPolicy;
+use self::signatures::Signatures;
+use self::vocabulary::Block;
+use self::world::{PodId, Subject, World};
 use crate::model::{Namespace, NetworkPolicy, ObjectKey, Pod};
-use crate::oracle::{Cluster, Direction, LocalEndpoint, Target};
-use crate::tables::{Delta, Slot};
+use crate::oracle::Direction;
+use crate::tables::{Atom, SetId, Signature, Slot};
 
 /// Sizes of the kernel's tables. What does not fit is denied for the endpoints whose rules need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,14 +145,95 @@ pub struct Isolation {
 #[derive(Debug)]
 pub struct Compiler {
     limits: Limits,
-    world: Cluster,
     serial: u64,
+    /// Something was told since the last commit that may change what fits.
+    changed: bool,
+    world: World,
+    features: Features,
+    /// Groups of pods by the features in use.
+    groups: Partition,
+    tree: Tree,
+    /// Prefixes by the blocks that cover them.
+    regions: Partition,
+    /// Blocks in use with the signatures that use them.
+    blocks: BTreeMap<Block, Vec<Signature>>,
+    ports: Ports,
+    signatures: Signatures,
+    atoms: Atoms,
+    rows: BTreeMap<(Signature, Atom), SetId>,
+    rows_by_atom: BTreeSet<(Atom, Signature)>,
+    peers: BTreeMap<IpAddr, PeerState>,
+    /// Entries of `peers4` and `peers6`.
+    peer_counts: [usize; 2],
+    /// By place in the tree.
+    prefix_atoms: Vec<Option<Atom>>,
+    sides: BTreeMap<Slot, [SideState; 2]>,
+    /// Endpoints as last handed out.
+    written: BTreeMap<Slot, EndpointPolicy>,
+    dirty_endpoints: BTreeSet<Slot>,
+    dirty_addresses: Vec<IpAddr>,
+    journal: Journal,
+}
+
+/// An address that pods of claimed groups have.
+#[derive(Debug, Default)]
+struct PeerState {
+    pods: Few,
+    /// `None` where it has no exact entry.
+    atom: Option<Atom>,
+}
+
+/// One direction of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SideState {
+    /// Not isolated.
+    Open,
+    /// The pod is not known yet.
+    Unknown,
+    /// Isolated.
+    Rules(Signature),
+    /// Isolated, but its rules do not fit.
+    Unfit(Resource),
+}
+
+const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+/// What was in force before this commit changed it; the first entry of a key counts.
+#[derive(Debug, Default)]
+struct Journal {
+    rows: Vec<((Signature, Atom), Option<SetId>)>,
+    peers: Vec<(IpAddr, Option<Atom>)>,
+    cidrs: Vec<(Prefix, Option<Atom>)>,
+    endpoints: BTreeSet<Slot>,
 }
 
 impl Compiler {
     /// A compiler that knows nothing and whose tables are empty.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, world: Cluster::default(), serial: 0 }
+        Self {
+            limits,
+            serial: 0,
+            changed: false,
+            world: World::default(),
+            features: Features::default(),
+            groups: Partition::default(),
+            tree: Tree::default(),
+            regions: Partition::default(),
+            blocks: BTreeMap::new(),
+            ports: Ports::new(limits.classes, limits.sets),
+            signatures: Signatures::default(),
+            atoms: Atoms::default(),
+            rows: BTreeMap::new(),
+            rows_by_atom: BTreeSet::new(),
+            peers: BTreeMap::new(),
+            peer_counts: [0; 2],
+            prefix_atoms: Vec::new(),
+            sides: BTreeMap::new(),
+            written: BTreeMap::new(),
+            dirty_endpoints: BTreeSet::new(),
+            dirty_addresses: Vec::new(),
+            journal: Journal::default(),
+        }
     }
 
     /// The sizes it keeps to.
@@ -133,77 +243,176 @@ impl Compiler {
 
     /// A namespace is there, or has changed.
     pub fn set_namespace(&mut self, namespace: &Namespace) {
-        self.world.namespaces.insert(namespace.name.clone(), namespace.clone());
+        if let Some(id) = self.world.set_namespace_labels(&namespace.name, Some(&namespace.labels)) {
+            // An endpoint waits for its namespace.
+            let endpoints = &self.world.namespaces[id as usize].endpoints;
+            self.dirty_endpoints.extend(endpoints.iter().map(|&(_, slot)| slot));
+            self.changed = true;
+        }
     }
 
     /// A namespace is gone.
     pub fn remove_namespace(&mut self, name: &str) {
-        self.world.namespaces.remove(name);
+        if let Some(id) = self.world.set_namespace_labels(name, None) {
+            let endpoints = &self.world.namespaces[id as usize].endpoints;
+            self.dirty_endpoints.extend(endpoints.iter().map(|&(_, slot)| slot));
+            self.world.tidy_namespace(id);
+            self.changed = true;
+        }
     }
 
     /// A pod is there, or has changed.
     pub fn set_pod(&mut self, pod: &Pod) {
-        self.world.pods.insert(pod.key.clone(), pod.clone());
+        let namespace = self.world.namespace_id(&pod.key.namespace);
+        if let Some(id) = self.world.find_pod(&pod.key) {
+            self.unclaim(id);
+        }
+        let id = self.world.store_pod(namespace, pod);
+        self.claim(id);
+        self.touch_pod(id);
     }
 
     /// A pod is gone.
     pub fn remove_pod(&mut self, key: &ObjectKey) {
-        self.world.pods.remove(key);
+        let Some(namespace) = self.world.find_namespace(&key.namespace) else { return };
+        if let Some(id) = self.world.find_pod(key) {
+            self.unclaim(id);
+            self.touch_pod(id);
+            self.world.drop_pod(namespace, &key.name);
+        }
+        self.world.tidy_namespace(namespace);
     }
 
     /// A policy is there, or has changed.
     pub fn set_policy(&mut self, policy: &NetworkPolicy) {
-        self.world.policies.insert(policy.key.clone(), policy.clone());
+        let namespace = self.world.namespace_id(&policy.key.namespace);
+        let stored = StoredPolicy::new(policy, &mut self.world.vocabulary);
+        let policies = &mut self.world.namespaces[namespace as usize].policies;
+        let name = policy.key.name.as_str().into();
+        let selectors = match policies.insert(name, stored.clone()) {
+            Some(old) => {
+                let subjects = old.subjects;
+                let same = old == stored;
+                self.touch_subjects(namespace, &[subjects, stored.subjects]);
+                old.release(&mut self.world.vocabulary);
+                if same {
+                    return;
+                }
+                return self.note_change();
+            }
+            None => [stored.subjects],
+        };
+        self.world.policy_count += 1;
+        self.touch_subjects(namespace, &selectors);
+        self.note_change();
     }
 
     /// A policy is gone.
     pub fn remove_policy(&mut self, key: &ObjectKey) {
-        self.world.policies.remove(key);
+        let Some(namespace) = self.world.find_namespace(&key.namespace) else { return };
+        if let Some(old) = self.world.namespaces[namespace as usize].policies.remove(&*key.name) {
+            self.touch_subjects(namespace, &[old.subjects]);
+            old.release(&mut self.world.vocabulary);
+            self.world.policy_count -= 1;
+            self.note_change();
+        }
+        self.world.tidy_namespace(namespace);
+    }
+
+    fn note_change(&mut self) {
+        self.changed = true;
     }
 
     /// A local endpoint is there, or has changed. `pod` is `None` for an attachment that is not
     /// Kubernetes': no policy ever selects it. Until the pod's object and namespace are known the
     /// endpoint is closed.
-    pub fn set_endpoint(&mut self, slot: Slot, pod: Option<ObjectKey>, addresses: Vec<IpAddr>) {
-        self.world.endpoints.insert(slot, LocalEndpoint { pod, addresses });
+    pub fn set_endpoint(&mut self, slot: Slot, pod: Option<ObjectKey>, mut addresses: Vec<IpAddr>) {
+        addresses.sort_unstable();
+        addresses.dedup();
+        self.remove_endpoint(slot);
+        let id = pod.as_ref().and_then(|key| self.world.find_pod(key));
+        self.change_claims(id, |world| world.attach(slot, pod.as_ref(), addresses.clone()));
+        self.dirty_addresses.extend(addresses);
     }
 
     /// A local endpoint is gone.
     pub fn remove_endpoint(&mut self, slot: Slot) {
-        self.world.endpoints.remove(&slot);
+        self.changed = true;
+        self.dirty_endpoints.insert(slot);
+        let Some(attachment) = self.world.attachments.get(&slot) else { return };
+        self.dirty_addresses.extend(&attachment.addresses);
+        let id = self.world.pod_of(attachment);
+        self.change_claims(id, |world| world.detach(slot));
     }
 
-    /// The step from the state of the last commit to what is known now.
-    pub fn commit(&mut self) -> Delta {
-        self.serial += 1;
-        Delta { serial: self.serial, ..Delta::default() }
+    fn change_claims(&mut self, pod: Option<PodId>, change: impl FnOnce(&mut World)) {
+        if let Some(pod) = pod {
+            self.unclaim(pod);
+        }
+        change(&mut self.world);
+        if let Some(pod) = pod {
+            self.claim(pod);
+        }
     }
 
-    /// The datapath has put commit `serial` in force and no packet is judged by an older one any more:
-    /// ids that it or its predecessors freed may be used again.
-    pub fn settled(&mut self, serial: u64) {
-        let _ = serial;
+    /// Enters a pod's addresses into the table of peers, if its group is there.
+    fn claim(&mut self, pod: PodId) {
+        let state = &self.world.pods[pod as usize];
+        if state.is_peer() && self.world.group_states[state.group as usize].claimed {
+            self.enter_peers(pod);
+        }
     }
 
-    /// Rules that could not be put into the tables, by slot and direction.
-    pub fn problems(&self) -> Vec<Problem> {
-        Vec::new()
+    fn enter_peers(&mut self, pod: PodId) {
+        for address in self.world.addresses_of(pod) {
+            self.peers.entry(address).or_default().pods.insert(pod);
+            self.dirty_addresses.push(address);
+        }
     }
 
-    /// How much there is of what, as of the last commit.
-    pub fn stats(&self) -> Stats {
-        Stats::default()
+    /// Takes a pod's addresses out of the table of peers, if its group is there.
+    fn unclaim(&mut self, pod: PodId) {
+        let state = &self.world.pods[pod as usize];
+        if state.is_peer() && self.world.group_states[state.group as usize].claimed {
+            self.leave_peers(pod);
+        }
     }
 
-    /// Which directions of an endpoint are isolated; `None` where there is no such endpoint or its pod
-    /// is not known.
-    pub fn isolation(&self, slot: Slot) -> Option<Isolation> {
-        let _ = slot;
-        None
+    fn leave_peers(&mut self, pod: PodId) {
+        for address in self.world.addresses_of(pod) {
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.pods.remove(pod);
+                self.dirty_addresses.push(address);
+            }
+        }
     }
 
-    /// Explains a new connection by the objects known now.
-    pub fn explain(&self, from: &Party, to: &Party, target: Target) -> Explanation {
-        self.world.explain(from, to, target)
+    /// A pod has changed: its endpoints' rules, and whether they settle whose an address is.
+    fn touch_pod(&mut self, pod: PodId) {
+        self.changed = true;
+        for slot in self.world.slots_of(pod) {
+            self.dirty_endpoints.insert(slot);
+            if let Some(attachment) = self.world.attachments.get(&slot) {
+                self.dirty_addresses.extend(&attachment.addresses);
+            }
+        }
+    }
+
+    /// A policy with one of these subject selectors has changed.
+    fn touch_subjects(&mut self, namespace: u32, selectors: &[u32]) {
+        for &(_, slot) in &self.world.namespaces[namespace as usize].endpoints {
+            let Some(attachment) = self.world.attachments.get(&slot) else { continue };
+            let Subject::Pod(pod) = self.world.subject(attachment) else { continue };
+            let labels = self.world.vocabulary.labels(self.world.shape_of(pod).labels);
+            if selectors.iter().any(|&selector| self.world.vocabulary.matches(selector, labels)) {
+                self.dirty_endpoints.insert(slot);
+            }
+        }
+    }
+
+    /// Whether [`Compiler::commit`] has something to do: an object has changed, or ids that were waited
+    /// for have come free.
+    pub fn is_dirty(&self) -> bool {
+        self.changed
     }
 }

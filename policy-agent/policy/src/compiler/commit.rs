@@ -1,0 +1,172 @@
+//! One step from the last commit to what is known now.
+
+use fairlead_common::maps::{EndpointPolicy, Side};
+
+use super::partition::PLAIN;
+use super::rules::{Clause, canonical};
+use super::world::Subject;
+use super::{Compiler, DIRECTIONS, SideState};
+use crate::tables::{Delta, Slot};
+
+/// What an endpoint's direction should be.
+enum Wanted {
+    Open,
+    Unknown,
+    Rules(Vec<Clause>),
+}
+
+impl Compiler {
+    /// The step from the state of the last commit to what is known now.
+    pub fn commit(&mut self) -> Delta {
+        self.serial += 1;
+        self.ports.collect(self.serial);
+        self.place_groups();
+        self.judge_endpoints();
+        while let Err((signature, resource)) = self.fill() {
+            self.close(signature, resource);
+        }
+        self.features.sweep_numbers(&mut self.groups, &mut self.ports);
+        self.changed = false;
+        self.emit()
+    }
+
+    /// The datapath has put commit `serial` in force and no packet is judged by an older one any more:
+    /// ids that it or its predecessors freed may be used again.
+    pub fn settled(&mut self, serial: u64) {
+        self.changed |= self.ports.waiting() && self.has_unfit();
+        self.ports.settled(serial);
+        self.signatures.settled(serial);
+        self.atoms.settled(serial);
+    }
+
+    fn has_unfit(&self) -> bool {
+        self.sides.values().flatten().any(|side| matches!(side, SideState::Unfit(_)))
+    }
+
+    /// Puts groups that are new, gone, or in a changed namespace where their features belong.
+    fn place_groups(&mut self) {
+        for group in self.world.take_dirty_groups() {
+            if self.world.index_group(group) {
+                let shape = *self.world.groups.get(group);
+                let key = self.features.key_of(shape, &self.world, &mut self.ports);
+                self.groups.place(group, &key);
+            } else {
+                self.groups.remove(group);
+            }
+            self.world.release_group(group);
+        }
+    }
+
+    /// Gives endpoints whose policies or pod have changed their rules.
+    fn judge_endpoints(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty_endpoints);
+        if self.changed {
+            // What did not fit may fit now.
+            let unfit = |sides: &[SideState; 2]| sides.iter().any(|s| matches!(s, SideState::Unfit(_)));
+            dirty.extend(self.sides.iter().filter(|(_, sides)| unfit(sides)).map(|(&slot, _)| slot));
+        }
+        let mut old = Vec::new();
+        for slot in dirty {
+            self.journal.endpoints.insert(slot);
+            old.extend(match self.wanted(slot) {
+                Some(wanted) => {
+                    let sides = wanted.map(|wanted| match wanted {
+                        Wanted::Open => SideState::Open,
+                        Wanted::Unknown => SideState::Unknown,
+                        Wanted::Rules(clauses) => match self.acquire_signature(clauses) {
+                            Ok(signature) => SideState::Rules(signature),
+                            Err(resource) => SideState::Unfit(resource),
+                        },
+                    });
+                    self.sides.insert(slot, sides)
+                }
+                None => self.sides.remove(&slot),
+            });
+        }
+        // Only now, so that what both need stays as it is.
+        for side in old.into_iter().flatten() {
+            if let SideState::Rules(signature) = side {
+                self.release_signature(signature);
+            }
+        }
+    }
+
+    /// What an endpoint should have by the policies known now; `None` where it is gone.
+    fn wanted(&self, slot: Slot) -> Option<[Wanted; 2]> {
+        let attachment = self.world.attachments.get(&slot)?;
+        let pod = match self.world.subject(attachment) {
+            Subject::Free => return Some([Wanted::Open, Wanted::Open]),
+            Subject::Unknown => return Some([Wanted::Unknown, Wanted::Unknown]),
+            Subject::Pod(pod) => pod,
+        };
+        let shape = self.world.shape_of(pod);
+        let labels = self.world.vocabulary.labels(shape.labels);
+        let ports = self.world.port_lists.get(shape.ports);
+        let policies = self.world.namespaces[shape.namespace as usize].policies.values();
+        let policies: Vec<_> =
+            policies.filter(|policy| self.world.vocabulary.matches(policy.subjects, labels)).collect();
+        Some(DIRECTIONS.map(|direction| {
+            let mut clauses = Vec::new();
+            let mut isolated = false;
+            for policy in &policies {
+                isolated |= policy.add_clauses(direction, shape.namespace, ports, &mut clauses);
+            }
+            if isolated { Wanted::Rules(canonical(clauses)) } else { Wanted::Open }
+        }))
+    }
+
+    /// What has changed since the last commit.
+    fn emit(&mut self) -> Delta {
+        self.groups.recycle();
+        self.regions.recycle();
+        debug_assert!(self.groups.key(PLAIN).is_empty() && self.regions.key(PLAIN).is_empty());
+        let journal = std::mem::take(&mut self.journal);
+        let (sets, ports) = self.ports.take_writes();
+        let rows = changes(journal.rows, |key| self.rows.get(key).copied());
+        let peers = changes(journal.peers, |address| self.peers.get(address)?.atom);
+        let cidrs = changes(journal.cidrs, |&prefix| self.prefix_atoms[self.tree.find(prefix)? as usize]);
+        let cidrs = cidrs.into_iter().map(|(prefix, atom)| (prefix.into(), atom)).collect();
+        let mut endpoints = Vec::new();
+        for slot in journal.endpoints {
+            let new = self.sides.get(&slot).map(|sides| self.policy_of(sides));
+            let old = match new {
+                Some(new) => self.written.insert(slot, new),
+                None => self.written.remove(&slot),
+            };
+            if old != new {
+                endpoints.push((slot, new));
+            }
+        }
+        Delta { serial: self.serial, sets, ports, rows, peers, cidrs, endpoints }
+    }
+
+    fn policy_of(&self, sides: &[SideState; 2]) -> EndpointPolicy {
+        let [ingress, egress] = sides.map(|side| match side {
+            SideState::Open => Side::OPEN,
+            SideState::Unknown | SideState::Unfit(_) => Side::CLOSED,
+            SideState::Rules(signature) => match self.signatures.get(signature) {
+                Some(state) => Side { signature, default_set: state.default_set },
+                None => Side::CLOSED,
+            },
+        });
+        EndpointPolicy { ingress, egress }
+    }
+}
+
+/// Those of the touched keys whose value is not what it was, by key.
+fn changes<K: Ord, V: PartialEq>(
+    mut touched: Vec<(K, Option<V>)>,
+    current: impl Fn(&K) -> Option<V>,
+) -> Vec<(K, Option<V>)> {
+    // Stable: the first entry of each key is what it was.
+    touched.sort_by(|a, b| a.0.cmp(&b.0));
+    touched.dedup_by(|later, first| later.0 == first.0);
+    let mut changes = Vec::new();
+    for (key, old) in touched {
+        let new = current(&key);
+        if new != old {
+            changes.push((key, new));
+        }
+    }
+    changes
+}
