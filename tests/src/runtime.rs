@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use ipnetwork::IpNetwork;
@@ -87,6 +87,21 @@ impl Runtime {
         Ok(result)
     }
 
+    /// Starts ADD of the list's first plugin, for tests that interrupt it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_add(&self, node: &Namespace, attach: &Attach) -> Result<Child> {
+        let list = self.configuration()?;
+        let plugin = plugins(&list).next().context("a list without plugins")?;
+        let (mut command, input) = self.command("ADD", &list, plugin, attach, &Value::Null)?;
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        die_with_parent(&mut command);
+        let mut child = node.run(move || command.spawn()).await??;
+        child.stdin.take().context("no standard input")?.write_all(&input)?;
+        Ok(child)
+    }
+
     /// CHECK by all plugins in order, against the result of ADD.
     ///
     /// # Errors
@@ -121,6 +136,19 @@ impl Runtime {
         attach: &Attach,
         previous: &Value,
     ) -> Result<Value> {
+        let (command, input) = self.command(verb, list, plugin, attach, previous)?;
+        execute(node, command, input).await
+    }
+
+    /// The command that runs a plugin, and what it reads.
+    fn command(
+        &self,
+        verb: &str,
+        list: &Value,
+        plugin: &Value,
+        attach: &Attach,
+        previous: &Value,
+    ) -> Result<(Command, Vec<u8>)> {
         let mut configuration = plugin.clone();
         configuration["cniVersion"] = list["cniVersion"].clone();
         configuration["name"] = list["name"].clone();
@@ -140,7 +168,7 @@ impl Runtime {
         if let Some(netns) = &attach.netns {
             command.env("CNI_NETNS", netns);
         }
-        execute(node, command, serde_json::to_vec(&configuration)?).await
+        Ok((command, serde_json::to_vec(&configuration)?))
     }
 }
 
