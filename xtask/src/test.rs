@@ -32,6 +32,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.filters.is_empty() {
         tally.step("format", process::run(process::cargo().args(["fmt", "--all", "--check"])));
     }
+    if options.filters.is_empty() && process::output(process::cargo().args(["deny", "--version"])).is_some() {
+        let mut deny = process::cargo();
+        deny.args(["deny", "--offline", "check", "licenses", "bans", "sources"]);
+        tally.step("licences and origins of dependencies", process::run(&mut deny));
+    }
     match prepare() {
         Err(error) => tally.step("build", Err(error)),
         Ok(privilege) => {
