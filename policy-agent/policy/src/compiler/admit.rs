@@ -198,8 +198,11 @@ impl Compiler {
         for prefix in std::iter::once(shape.cidr).chain(shape.except.iter().copied()) {
             let Some(place) = self.tree.find(prefix) else { continue };
             if self.tree.release(place) {
-                // Without it, its addresses fall to what it was a part of, which by now is the same.
+                // Its addresses fall to what it was a part of, which by now has the same blocks, but
+                // may not have been the same class before.
                 self.regions.remove(place);
+                let (first, last) = prefix.bounds();
+                self.dirty_addresses.extend(self.peers.range(first..=last).map(|(address, _)| address));
                 let atom = self.prefix_atoms[place as usize].take();
                 self.journal.cidrs.push((prefix, atom));
                 if let Some(atom) = atom {

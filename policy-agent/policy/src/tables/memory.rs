@@ -122,6 +122,11 @@ impl Tables {
         }
     }
 
+    /// The tables as a packet meets them that began `back` generations ago, at most two.
+    pub fn rewound(&self, back: u32) -> Self {
+        Self { generation: self.generation.wrapping_sub(back), ..self.clone() }
+    }
+
     fn prepare(&mut self, bank: usize) {
         let from = self.generation as usize % BANKS;
         let banked = (self.rows.values_mut())
