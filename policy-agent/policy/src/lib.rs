@@ -10,7 +10,7 @@
 //! always talk to itself, and always with the node that it runs on. The datapath exempts both.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "cases")]
+#[cfg(any(test, feature = "cases"))]
 pub mod cases;
 pub mod compiler;
 pub mod explain;
