@@ -1,0 +1,341 @@
+//! ADD: all of it or nothing.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fairlead_api::client::{Client, ClientError, endpoint_path};
+use fairlead_api::{Attachment, EndpointStatus, ErrorCode, Mac, NodeInfo, RunDir};
+use fairlead_ipam::Owner;
+use ipnetwork::IpNetwork;
+
+use crate::bpf::{self, Trampolines};
+use crate::config::{Addresses, Config};
+use crate::environment::Environment;
+use crate::error::{CniError, code};
+use crate::ledger::{self, Ledger, Wanted, host_ifname, owner_of};
+use crate::log::Log;
+use crate::netlink::{Netlink, NetlinkError};
+use crate::netns::Netns;
+use crate::result::{Dns, Interface, Ip, Route, Success};
+use crate::wire;
+
+/// What the agent gets beyond its own time limit before it counts as stuck.
+const GRACE: Duration = Duration::from_millis(250);
+/// How long undoing waits for the agent.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Interface indexes that are tried when the agent or the kernel say that one is taken.
+const TRIES: u32 = 8;
+/// Smallest MTU that IPv6 allows, in bytes.
+const IPV6_MTU: u32 = 1280;
+
+/// Wires a pod.
+///
+/// # Errors
+/// See the [crate]'s table; nothing of it is left then.
+pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<Success, CniError> {
+    let run = RunDir(config.run_dir.clone());
+    let node = ledger::read_node(&run)?;
+    let trampolines = Trampolines::open(&node.frozen)
+        .map_err(|e| CniError::new(code::TRY_AGAIN, format!("the agent's programs are not there: {e}")))?;
+    let netns = open_netns(environment)?;
+    // Before anything is made: an agent that is not there will not unlock it.
+    std::os::unix::net::UnixStream::connect(run.socket()).map_err(|e| {
+        CniError::new(code::TRY_AGAIN, format!("the agent is away: {}: {e}", run.socket().display()))
+    })?;
+    let wanted = wanted(config, &node)?;
+    let mtu = config.mtu.unwrap_or(node.mtu);
+    log.step("validate");
+
+    let owner = Owner { container_id: environment.container_id.clone(), ifname: environment.ifname.clone() };
+    let attachment = Ledger::lock(&run)?.claim(&owner, &wanted, |index, addresses| Attachment {
+        network: config.name.clone(),
+        container_id: environment.container_id.clone(),
+        ifname: environment.ifname.clone(),
+        netns: environment.netns.clone(),
+        pod: environment.pod.clone(),
+        host_ifname: host_ifname(&owner),
+        host_ifindex: index,
+        host_mac: mac(b'f', index),
+        pod_mac: config.mac.unwrap_or(mac(b'p', index)),
+        addresses,
+        mtu,
+        shaped: config.shaped,
+    })?;
+    log.step("reserve");
+
+    let attempt = Attempt { run: &run, node: &node, netns: &netns, trampolines: &trampolines };
+    let mut attachment = attachment;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut made = Made::default();
+        let failure = match attempt.wire(&attachment, config, &mut made, log) {
+            Ok(()) => return Ok(success(&attachment, config.dns.clone(), config.prev_result.clone())),
+            Err(failure) => failure,
+        };
+        log.step("fail");
+        let undone = attempt.undo(&attachment, &made, log);
+        log.step("undo");
+        let error = match failure {
+            Failure::IndexTaken(_) if tries < TRIES && undone => {
+                let again = Ledger::lock(&run).and_then(|mut ledger| {
+                    ledger.reindex(attachment.clone(), |a, index| {
+                        a.host_ifindex = index;
+                        a.host_mac = mac(b'f', index);
+                        a.pod_mac = config.mac.unwrap_or(mac(b'p', index));
+                    })
+                });
+                match again {
+                    Ok(reindexed) => {
+                        attachment = reindexed;
+                        continue;
+                    }
+                    Err(error) => error,
+                }
+            }
+            Failure::IndexTaken(error) | Failure::Final(error) => error,
+        };
+        // What could not be undone keeps its reservation, for DEL or GC.
+        if undone && let Err(e) = Ledger::lock(&run).and_then(|mut l| l.release(&owner_of(&attachment))) {
+            log.note(format!("release: {e}"));
+        }
+        return Err(error);
+    }
+}
+
+fn open_netns(environment: &Environment) -> Result<Netns, CniError> {
+    let wrong = |e: &dyn std::fmt::Display| {
+        CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", environment.netns))
+    };
+    let netns = Netns::open(Path::new(&environment.netns)).map_err(|e| wrong(&e))?;
+    if !environment.netns_override && netns.is_own().map_err(|e| wrong(&e))? {
+        return Err(wrong(&"is the node's own namespace"));
+    }
+    Ok(netns)
+}
+
+fn wanted(config: &Config, node: &NodeInfo) -> Result<Wanted, CniError> {
+    let sets = match &config.addresses {
+        Addresses::Node { exclude } => ledger::node_pools(node, exclude)?,
+        Addresses::Ranges(sets) => sets.clone(),
+        Addresses::Delegated(kind) => {
+            return Err(CniError::configuration(format!("ipam.type: {kind:?} is not supported")));
+        }
+    };
+    let mtu = config.mtu.unwrap_or(node.mtu);
+    if mtu < IPV6_MTU && sets.iter().any(|set| set[0].is_ipv6()) {
+        return Err(CniError::configuration(format!("mtu: IPv6 needs {IPV6_MTU} at least, not {mtu}")));
+    }
+    Ok(Wanted::OfSets { sets, asked: config.ips.clone() })
+}
+
+/// A locally administered address that no other interface of the node ever had.
+fn mac(kind: u8, index: u32) -> Mac {
+    let [a, b, c, d] = index.to_be_bytes();
+    Mac([0x0a, kind, a, b, c, d])
+}
+
+/// Why wiring failed.
+enum Failure {
+    /// Another interface index may do.
+    IndexTaken(CniError),
+    /// Nothing will do.
+    Final(CniError),
+}
+
+impl From<CniError> for Failure {
+    fn from(error: CniError) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// What there is to undo.
+#[derive(Default)]
+struct Made {
+    link: bool,
+    /// The clsact of an interface that is not ours.
+    foreign_clsact: bool,
+    told: bool,
+}
+
+struct Attempt<'a> {
+    run: &'a RunDir,
+    node: &'a NodeInfo,
+    netns: &'a Netns,
+    trampolines: &'a Trampolines,
+}
+
+fn kernel(e: impl std::fmt::Display) -> CniError {
+    CniError::new(code::KERNEL, e.to_string())
+}
+
+impl Attempt<'_> {
+    fn wire(&self, a: &Attachment, config: &Config, made: &mut Made, log: &mut Log) -> Result<(), Failure> {
+        let mut host = Netlink::open().map_err(kernel)?;
+        self.create(&mut host, a, made)?;
+        log.step("create");
+        host.all(wire::host_side(a)).map_err(kernel)?;
+        log.step("host");
+        self.configure(a)?;
+        log.step("pod");
+        let limit = Duration::from_millis(self.node.add_timeout_ms) + GRACE;
+        let client = Client::new(self.run.socket()).with_timeout(limit);
+        made.told = true;
+        let answer = client.put::<_, EndpointStatus>("/v1/endpoints", a);
+        log.step("agent");
+        match answer {
+            Ok(status) if status.unlocked => Ok(()),
+            Ok(_) => Err(Failure::Final(CniError::new(
+                code::REFUSED,
+                format!("the agent did not unlock {}", owner_of(a)),
+            ))),
+            Err(error) => Err(self.refusal(error, config)),
+        }
+    }
+
+    fn refusal(&self, error: ClientError, config: &Config) -> Failure {
+        let of = |code, error: &ClientError| {
+            CniError::new(code, error.to_string()).details(format!("network {}", config.name))
+        };
+        match &error {
+            ClientError::Answer(answer) => match answer.code {
+                ErrorCode::SlotTaken => Failure::IndexTaken(of(code::REFUSED, &error)),
+                ErrorCode::TryAgain => Failure::Final(of(code::TRY_AGAIN, &error)),
+                _ => Failure::Final(of(code::REFUSED, &error)),
+            },
+            _ if error.is_away() => Failure::Final(of(code::TRY_AGAIN, &error)),
+            _ => Failure::Final(of(code::REFUSED, &error)),
+        }
+    }
+
+    /// Makes the veth, locked from its first instant: the trampolines are attached before it is up.
+    fn create(&self, host: &mut Netlink, a: &Attachment, made: &mut Made) -> Result<(), Failure> {
+        let results = host.batch(wire::create(a, self.netns.raw_fd(), self.trampolines)).map_err(kernel)?;
+        made.link = results[wire::CREATE_LINK].is_ok();
+        made.foreign_clsact = !made.link && results[wire::CREATE_QDISC].is_ok();
+        let Some(error) = results.into_iter().find_map(Result::err) else { return Ok(()) };
+        if made.link || error.errno() != Some(libc::EEXIST) {
+            return Err(kernel(error).into());
+        }
+        Err(self.existing(a, error))
+    }
+
+    /// Something exists already: which of index, host's name and pod's name?
+    fn existing(&self, a: &Attachment, error: NetlinkError) -> Failure {
+        let in_pod = self.netns.within(|| {
+            let index = nix::net::if_::if_nametoindex(a.ifname.as_str()).ok();
+            Ok((index, ledger::interface_name(a.host_ifindex)))
+        });
+        match in_pod {
+            Err(e) => Failure::Final(CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", a.netns))),
+            Ok((Some(_), _)) => Failure::Final(CniError::new(
+                code::EXISTS,
+                format!("{} has an interface {} already", a.netns, a.ifname),
+            )),
+            Ok((None, _)) if nix::net::if_::if_nametoindex(a.host_ifname.as_str()).is_ok() => {
+                Failure::Final(CniError::new(
+                    code::EXISTS,
+                    format!("the node has an interface {} already, left by {}", a.host_ifname, owner_of(a)),
+                ))
+            }
+            Ok(_) => Failure::IndexTaken(kernel(error)),
+        }
+    }
+
+    fn configure(&self, a: &Attachment) -> Result<(), CniError> {
+        let mut pod = self
+            .netns
+            .within(Netlink::open)
+            .map_err(|e| CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", a.netns)))?;
+        match pod.all(wire::pod_side(a)) {
+            // IPv6 is switched off in this namespace; the pod is to have it.
+            Err(e) if e.errno() == Some(libc::EACCES) && a.addresses.iter().any(|a| a.is_ipv6()) => {
+                let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", a.ifname);
+                self.netns
+                    .within(|| std::fs::write(&path, "0"))
+                    .map_err(|e| kernel(format!("cannot switch on IPv6: {path}: {e}")))?;
+                pod.all(wire::pod_side_again(a)).map_err(kernel)
+            }
+            result => result.map_err(kernel),
+        }
+    }
+
+    /// Undoes in reverse; `false` if something is left.
+    fn undo(&self, a: &Attachment, made: &Made, log: &mut Log) -> bool {
+        if made.told {
+            // Should the agent unlock it later on, it stays dead.
+            if let Err(e) = bpf::kill(&self.node.frozen, a.host_ifindex) {
+                log.note(format!("kill: {e}"));
+            }
+            let client = Client::new(self.run.socket()).with_timeout(FAREWELL);
+            if let Err(e) = client.delete(&endpoint_path(&a.container_id, &a.ifname)) {
+                log.note(format!("undo: {e}"));
+            }
+        }
+        let request = if made.link {
+            wire::remove(a.host_ifindex)
+        } else if made.foreign_clsact {
+            wire::remove_clsact(a.host_ifindex)
+        } else {
+            return true;
+        };
+        let result = Netlink::open().map_err(|e| e.to_string());
+        let result = result.and_then(|mut host| host.all(vec![request]).map_err(|e| e.to_string()));
+        if let Err(e) = &result {
+            log.note(format!("undo: {e}"));
+        }
+        result.is_ok()
+    }
+}
+
+/// What ADD answers.
+fn success(a: &Attachment, dns: Dns, before: Option<Success>) -> Success {
+    let everywhere = |v6: bool| -> IpNetwork {
+        let any: std::net::IpAddr =
+            if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
+        IpNetwork::new(any, 0).unwrap_or(IpNetwork::from(any))
+    };
+    let ours = Success {
+        interfaces: vec![
+            Interface {
+                name: a.host_ifname.clone(),
+                mac: Some(a.host_mac.to_string()),
+                mtu: Some(a.mtu),
+                ..Interface::default()
+            },
+            Interface {
+                name: a.ifname.clone(),
+                mac: Some(a.pod_mac.to_string()),
+                mtu: Some(a.mtu),
+                sandbox: Some(a.netns.clone()),
+                ..Interface::default()
+            },
+        ],
+        ips: a
+            .addresses
+            .iter()
+            .map(|ip| Ip {
+                address: IpNetwork::from(*ip),
+                gateway: Some(wire::gateway(*ip)),
+                interface: Some(1),
+            })
+            .collect(),
+        routes: a
+            .addresses
+            .iter()
+            .map(|ip| Route {
+                dst: everywhere(ip.is_ipv6()),
+                gw: Some(wire::gateway(*ip)),
+                mtu: None,
+                advmss: None,
+                priority: None,
+                table: None,
+                scope: None,
+            })
+            .collect(),
+        dns,
+    };
+    let mut all = before.unwrap_or_default();
+    all.append(ours);
+    all
+}

@@ -1,0 +1,122 @@
+//! DEL and GC: what is asked for is gone afterwards, and asking again is no error.
+
+use std::time::Duration;
+
+use fairlead_api::client::{Client, endpoint_path};
+use fairlead_api::{Attachment, RunDir};
+use fairlead_ipam::Owner;
+use nix::net::if_::if_nametoindex;
+
+use crate::bpf;
+use crate::config::Config;
+use crate::environment::Environment;
+use crate::error::{CniError, code};
+use crate::ledger::{self, Ledger, host_ifname, interface_name, owner_of};
+use crate::log::Log;
+use crate::netlink::Netlink;
+use crate::wire;
+
+/// How long DEL waits for the agent. It finds out by itself what it was not told.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Removes an attachment.
+///
+/// # Errors
+/// Code 108 where something could not be removed; all else is removed nevertheless.
+pub fn del(environment: &Environment, config: &Config, log: &mut Log) -> Result<(), CniError> {
+    let run = RunDir(config.run_dir.clone());
+    let owner = Owner { container_id: environment.container_id.clone(), ifname: environment.ifname.clone() };
+    let attachment = match Ledger::attachment(&run, &owner) {
+        Ok(Some(a)) if a.network != config.name => {
+            log.note(format!("{owner} is of network {}, not {}", a.network, config.name));
+            return Ok(());
+        }
+        Ok(attachment) => attachment,
+        Err(e) => {
+            log.note(e.msg);
+            None
+        }
+    };
+    remove(&run, &owner, attachment.as_ref(), log)
+}
+
+/// Removes every attachment of the network that is not listed as valid.
+///
+/// # Errors
+/// Code 7 where there is no list; 108 where something could not be removed, all else is.
+pub fn gc(config: &Config, log: &mut Log) -> Result<(), CniError> {
+    let run = RunDir(config.run_dir.clone());
+    let Some(valid) = &config.attachments else {
+        return Err(CniError::configuration("cni.dev/valid-attachments is missing"));
+    };
+    if !run.path().exists() {
+        return Ok(());
+    }
+    let (attachments, unreadable) = Ledger::lock(&run)?.attachments()?;
+    let mut faults = Vec::new();
+    for attachment in attachments {
+        let owner = owner_of(&attachment);
+        if attachment.network == config.name && !valid.contains(&owner) {
+            log.note(format!("removing {owner}"));
+            if let Err(e) = remove(&run, &owner, Some(&attachment), log) {
+                faults.push(format!("{owner}: {}", e.msg));
+            }
+        }
+    }
+    for entry in unreadable {
+        log.note(format!("{}: {}", entry.owner, entry.why));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(CniError::new(code::INCOMPLETE, faults.join("; "))) }
+}
+
+/// The interface on the host: as recorded, or the one of its name where there is no record.
+fn interface(owner: &Owner, attachment: Option<&Attachment>) -> Option<u32> {
+    match attachment {
+        Some(a) => (interface_name(a.host_ifindex)? == a.host_ifname).then_some(a.host_ifindex),
+        None => if_nametoindex(host_ifname(owner).as_str()).ok(),
+    }
+}
+
+fn remove(
+    run: &RunDir,
+    owner: &Owner,
+    attachment: Option<&Attachment>,
+    log: &mut Log,
+) -> Result<(), CniError> {
+    let mut faults = Vec::new();
+    let index = interface(owner, attachment);
+    // First of all, so that it is dead whatever comes next.
+    if let Some(index) = index.or(attachment.map(|a| a.host_ifindex))
+        && let Ok(node) = ledger::read_node(run)
+        && let Err(e) = bpf::kill(&node.frozen, index)
+    {
+        log.note(format!("kill: {e}"));
+    }
+    log.step("kill");
+    if let Some(index) = index {
+        let result = Netlink::open().map_err(|e| e.to_string()).and_then(|mut host| {
+            match host.all(vec![wire::remove(index)]) {
+                // Its namespace went at the same time, and took it along.
+                Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
+                result => result.map_err(|e| e.to_string()),
+            }
+        });
+        faults.extend(result.err());
+    }
+    log.step("link");
+    let known = attachment.is_some() || run.endpoint(&owner.container_id, &owner.ifname).exists();
+    if known {
+        let client = Client::new(run.socket()).with_timeout(FAREWELL);
+        if let Err(e) = client.delete(&endpoint_path(&owner.container_id, &owner.ifname)) {
+            log.note(format!("agent: {e}"));
+        }
+        log.step("agent");
+        // An address of an interface that is still there must not be given to another.
+        if faults.is_empty() {
+            let released = Ledger::lock(run).and_then(|mut ledger| ledger.release(owner));
+            faults.extend(released.err().map(|e| e.msg));
+        }
+        log.step("release");
+    }
+    if faults.is_empty() { Ok(()) } else { Err(CniError::new(code::INCOMPLETE, faults.join("; "))) }
+}

@@ -1,0 +1,40 @@
+//! STATUS: whether ADD would work.
+
+use std::time::Duration;
+
+use fairlead_api::RunDir;
+use fairlead_api::client::Client;
+use serde_json::Value;
+
+use crate::bpf::Trampolines;
+use crate::config::{Addresses, Config};
+use crate::error::{CniError, code};
+use crate::ledger::{Ledger, node_pools, read_node};
+
+/// How long STATUS waits for the agent; runtimes ask every few seconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Answers nothing when ADD can be served.
+///
+/// # Errors
+/// Code 50 while the agent is not ready, 100 when no address is left.
+pub fn status(config: &Config) -> Result<(), CniError> {
+    let run = RunDir(config.run_dir.clone());
+    let unavailable = |msg: String| CniError::new(code::NOT_AVAILABLE, msg);
+    let node = read_node(&run).map_err(|e| unavailable(e.msg))?;
+    Trampolines::open(&node.frozen)
+        .map_err(|e| unavailable(format!("the agent's programs are not there: {e}")))?;
+    Client::new(run.socket())
+        .with_timeout(PATIENCE)
+        .get::<Value>("/v1/ready")
+        .map_err(|e| unavailable(format!("the agent is not ready: {e}")))?;
+    let sets = match &config.addresses {
+        Addresses::Node { exclude } => node_pools(&node, exclude).map_err(|e| unavailable(e.msg))?,
+        Addresses::Ranges(sets) => sets.clone(),
+        Addresses::Delegated(_) => return Ok(()),
+    };
+    if Ledger::lock(&run)?.available(&sets)? {
+        return Ok(());
+    }
+    Err(CniError::new(code::EXHAUSTED, format!("every address of node {} is in use", node.node_name)))
+}
