@@ -12,6 +12,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod status;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -156,11 +157,7 @@ impl std::str::FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(invalid)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
         }
-        if parts.next().is_some() {
-            Err(invalid())
-        } else {
-            Ok(Self(bytes))
-        }
+        if parts.next().is_some() { Err(invalid()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -256,13 +253,7 @@ mod tests {
         let mac: Mac = "0a:00:ff:10:20:30".parse().unwrap();
         assert_eq!(mac.0, [0x0a, 0, 0xff, 0x10, 0x20, 0x30]);
         assert_eq!(mac.to_string(), "0a:00:ff:10:20:30");
-        for bad in [
-            "",
-            "0a:00:ff:10:20",
-            "0a:00:ff:10:20:30:40",
-            "0g:00:ff:10:20:30",
-            "a:00:ff:10:20:30",
-        ] {
+        for bad in ["", "0a:00:ff:10:20", "0a:00:ff:10:20:30:40", "0g:00:ff:10:20:30", "a:00:ff:10:20:30"] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
     }

@@ -1,1 +1,16 @@
-//! To be written.
+//! The state of the world: sources → index → engine.
+//!
+//! A *source* (a directory of manifests; later the API server) says what it sees in [`Batch`]es of
+//! [`Change`]s. The [`Index`](index::Index) decides what of it holds: an object that cannot be
+//! understood keeps its last good state, and a policy that never had one denies what it selects. The
+//! index does no I/O, so every kind is tested by apply, delete and reset alone.
+#![forbid(unsafe_code)]
+
+pub mod index;
+pub mod kubernetes;
+pub mod manifests;
+pub mod object;
+
+pub use fairlead_api::status::Problem;
+pub use index::{Effect, Index};
+pub use object::{Batch, Change, FieldError, Kind, Object, ObjectId, Origin, Outcome, Parsed, ServiceObject};
