@@ -214,7 +214,8 @@ impl Attempt<'_> {
         made.link = results[wire::CREATE_LINK].is_ok();
         made.foreign_clsact = !made.link && results[wire::CREATE_QDISC].is_ok();
         let Some(error) = results.into_iter().find_map(Result::err) else { return Ok(()) };
-        if made.link || error.errno() != Some(libc::EEXIST) {
+        // EBUSY: the interface index, in either namespace.
+        if made.link || !matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY)) {
             return Err(kernel(error).into());
         }
         Err(self.existing(a, error))
