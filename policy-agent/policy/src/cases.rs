@@ -9,7 +9,6 @@ mod identities;
 mod ports;
 mod selectors;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -254,7 +253,7 @@ fn egress(rules: &[Rule]) -> NetworkPolicy {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
     use crate::compiler::{Compiler, Limits};
