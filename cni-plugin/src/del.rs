@@ -117,6 +117,9 @@ fn remove(
             faults.extend(released.err().map(|e| e.msg));
         }
         log.step("release");
+    } else if run.ipam().join("busy").is_symlink() {
+        // An ADD was killed before it was written down, maybe this one: locking cleans up after it.
+        faults.extend(Ledger::lock(run).err().map(|e| e.msg));
     }
     if faults.is_empty() { Ok(()) } else { Err(CniError::new(code::INCOMPLETE, faults.join("; "))) }
 }

@@ -446,7 +446,7 @@ impl Ledger {
             .map_err(io::Error::from)
             .context(|| "interfaces".to_owned())?
             .iter()
-            .map(|i| u32::try_from(i.index()).unwrap_or_default())
+            .map(|i| i.index())
             .max();
         let slots = entries(&self.run.ipam().join("slots")).context(|| "slots".to_owned())?;
         let slots = slots.iter().filter_map(|name| Some(self.slot(name.parse().ok()?)?.0)).max();

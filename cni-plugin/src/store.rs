@@ -149,7 +149,7 @@ impl Disk {
     }
 
     /// Gives the link at `from` the new lease, without leaving its place, and then moves it into use.
-    fn into_use(&mut self, from: &Path, lease: &Lease) -> io::Result<bool> {
+    fn bring_into_use(&mut self, from: &Path, lease: &Lease) -> io::Result<bool> {
         let since = stamped(from)?.unwrap_or_default();
         let new = self.folder.join("new");
         remove(&new)?;
@@ -253,7 +253,7 @@ impl Store for Disk {
     }
 
     fn wake(&mut self, number: u64, lease: &Lease) -> io::Result<bool> {
-        self.into_use(&self.numbered(&lease.pool, number), lease)
+        self.bring_into_use(&self.numbered(&lease.pool, number), lease)
     }
 
     fn forget(&mut self, pool: &str, number: u64) -> io::Result<()> {
@@ -280,7 +280,7 @@ impl Store for Disk {
     }
 
     fn wake_ahead(&mut self, lease: &Lease) -> io::Result<bool> {
-        self.into_use(&self.ahead_of(&lease.pool, lease.address), lease)
+        self.bring_into_use(&self.ahead_of(&lease.pool, lease.address), lease)
     }
 
     fn queue_ahead(&mut self, pool: &str, address: IpAddr, number: u64) -> io::Result<bool> {

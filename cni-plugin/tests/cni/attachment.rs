@@ -1,18 +1,15 @@
 //! ADD and DEL on a node of its own: what is made, how it is undone, and who may fail meanwhile.
-#![allow(missing_docs, clippy::allow_attributes, reason = "tests")]
-
-mod node;
 
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use crate::node::{Node, Pod, Say, killed_ifindex, names};
 use fairlead_cni::bpf::Trampolines;
 use fairlead_cni::netlink::Netlink;
 use fairlead_cni::netns::Netns;
 use fairlead_cni::{check, wire};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
-use node::{Node, Say, killed_ifindex, names};
 use serde_json::{Value, json};
 
 const DUAL: [&str; 2] = ["10.7.0.0/24", "fd07::/64"];
@@ -122,7 +119,7 @@ fn an_interface_of_that_name_is_left_alone() {
     let Some(node) = Node::new(&DUAL) else { return };
     let pod = node.pod("a");
     node.add(&pod).success();
-    let other = node::Pod { file: pod.file.try_clone().unwrap(), path: pod.path.clone(), id: "other".into() };
+    let other = Pod { file: pod.file.try_clone().unwrap(), path: pod.path.clone(), id: "other".into() };
     assert_eq!(node.add(&other).code(), 101);
     assert_eq!(node.used().len(), 2);
     assert_eq!(node.interfaces().len(), 1);
@@ -194,13 +191,11 @@ fn an_index_or_a_namespace_that_cannot_be_had() {
         node.del(pod).success();
     }
     node.assert_clean();
-    let gone =
-        node::Pod { path: "/nowhere/netns".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
+    let gone = Pod { path: "/nowhere/netns".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
     assert_eq!(node.add(&gone).code(), 102);
-    let file = node::Pod { path: "/etc/passwd".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
+    let file = Pod { path: "/etc/passwd".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
     assert_eq!(node.add(&file).code(), 102);
-    let own =
-        node::Pod { path: "/proc/self/ns/net".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
+    let own = Pod { path: "/proc/self/ns/net".into(), file: pod.file.try_clone().unwrap(), id: "b".into() };
     assert_eq!(node.add(&own).code(), 102);
     node.assert_clean();
 }
@@ -214,7 +209,7 @@ fn del_needs_neither_agent_nor_namespace_nor_record() {
     }
     node.stop_agent();
     let index = node.attachment(&a).unwrap().host_ifindex;
-    let gone = node::Pod { path: String::new(), file: a.file.try_clone().unwrap(), id: "a".into() };
+    let gone = Pod { path: String::new(), file: a.file.try_clone().unwrap(), id: "a".into() };
     node.del(&gone).success();
     assert_eq!(killed_ifindex(&node.frozen(), index & 4095), index);
     // A record that cannot be read, and none at all.

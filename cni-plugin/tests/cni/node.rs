@@ -1,6 +1,5 @@
 //! A node to wire pods on: a network namespace of its own, a BPF file system, a run directory and an
 //! agent that says what the test wants.
-#![allow(dead_code, missing_docs, clippy::allow_attributes, reason = "each test file uses its part")]
 
 use std::collections::VecDeque;
 use std::fs::File;
