@@ -130,6 +130,7 @@ fn an_interface_of_that_name_is_left_alone() {
 #[test]
 fn an_agent_that_is_away_stuck_or_unwilling_leaves_nothing() {
     let Some(node) = Node::new(&DUAL) else { return };
+    node.write_node_with(&DUAL, 300);
     let pod = node.pod("a");
     for (say, code) in [
         (Say::Error("try-again"), 11),

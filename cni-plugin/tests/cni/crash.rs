@@ -25,6 +25,7 @@ fn killed_at(node: &Node, pod: &Pod, verb: &str, at: usize) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: one system call between fork and exec.
     unsafe { command.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from)) };
+    #[expect(clippy::zombie_processes, reason = "the loop below waits for it and for its threads")]
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(node.conf().to_string().as_bytes()).unwrap();
     let pid = Pid::from_raw(child.id().cast_signed());

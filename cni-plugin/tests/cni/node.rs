@@ -178,12 +178,16 @@ impl Node {
     }
 
     pub(crate) fn write_node(&self, cidrs: &[&str]) {
+        self.write_node_with(cidrs, 10_000);
+    }
+
+    pub(crate) fn write_node_with(&self, cidrs: &[&str], add_timeout_ms: u64) {
         let info = NodeInfo {
             node_name: "n1".into(),
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             mtu: 1450,
             frozen: self.frozen(),
-            add_timeout_ms: 300,
+            add_timeout_ms,
         };
         std::fs::write(self.run.node(), serde_json::to_vec(&info).unwrap()).unwrap();
     }
