@@ -10,9 +10,9 @@ use aya::programs::links::FdLink;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use fairlead_common::maps::names;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, Nla};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
+use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::endpoints::RegisterError;
@@ -21,8 +21,6 @@ use crate::{Datapath, Error, sys};
 /// Minor numbers of the clsact qdisc (`TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`).
 const INGRESS: u16 = 0xfff2;
 const EGRESS: u16 = 0xfff3;
-/// `TCA_BPF_ID` of `linux/pkt_cls.h`.
-const TCA_BPF_ID: u16 = 11;
 
 /// The uplink could not be given its programs.
 #[derive(Debug, thiserror::Error)]
@@ -198,11 +196,7 @@ fn program_id(filter: &TcMessage) -> Option<u32> {
         _ => None,
     })?;
     options.iter().find_map(|option| match option {
-        TcOption::Other(nla) if nla.kind() == TCA_BPF_ID && nla.value_len() == 4 => {
-            let mut id = [0; 4];
-            nla.emit_value(&mut id);
-            Some(u32::from_ne_bytes(id))
-        }
+        TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
         _ => None,
     })
 }
