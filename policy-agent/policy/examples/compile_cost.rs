@@ -117,7 +117,7 @@ fn policy(n: usize, p: usize) -> NetworkPolicy {
         key: ObjectKey::new(namespace(n).name, format!("policy-{p:03}")),
         subjects,
         ingress: Some(ingress),
-        egress: (p % 4 == 0).then_some(egress),
+        egress: p.is_multiple_of(4).then_some(egress),
     }
 }
 
@@ -184,7 +184,7 @@ fn main() {
     for round in 0..1000 {
         let (n, app) = (round * 37 % namespaces, round % APPS);
         let mut pod = pod(n, app, round % REPLICAS);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             pod.labels.insert("extra".to_owned(), round.to_string());
             pod.labels.insert("tier".to_owned(), "front".to_owned());
         }
@@ -204,7 +204,7 @@ fn main() {
     let mut worst = (Duration::ZERO, String::new());
     for round in 0..200 {
         let mut policy = policy(round % BUSY, round % BUSY_POLICIES);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             policy.subjects = LabelSelector::default();
             policy.ingress = Some(vec![Rule {
                 peers: vec![

@@ -1,8 +1,9 @@
 //! Signatures coming into use and going out of it.
 
+use super::features::Name;
 use super::ports::{EVERYTHING, Ports};
 use super::rules::{Clause, PeerShape, PortShape, Scope};
-use super::signatures::{What, Who, unite};
+use super::signatures::{State, What, Who, unite};
 use super::vocabulary::{Block, Vocabulary};
 use super::{Compiler, Resource, SideState};
 use crate::tables::Signature;
@@ -87,7 +88,18 @@ impl Compiler {
             resolved.push((who, what));
         }
         self.signatures.insert(signature, clauses.into(), resolved, default_set);
+        let names = self.signatures.get(signature).map(State::broad_names);
+        self.broaden(names.unwrap_or_default(), true);
         Ok(signature)
+    }
+
+    fn broaden(&mut self, names: Vec<Name>, more: bool) {
+        for name in names {
+            if self.features.broaden(name, more) {
+                let classes = self.features.numbers(name).flat_map(|feature| self.groups.holders(feature));
+                self.revealed.extend(classes.flat_map(|&class| self.groups.members(class)));
+            }
+        }
     }
 
     fn use_peer(&mut self, signature: Signature, peer: PeerShape) -> Who {
@@ -119,6 +131,7 @@ impl Compiler {
         for atom in rows {
             self.remove_row(signature, atom);
         }
+        self.broaden(state.broad_names(), false);
         for name in state.names() {
             self.features.release_name(signature, name, &mut self.groups, &mut self.ports);
         }

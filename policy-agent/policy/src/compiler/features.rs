@@ -44,6 +44,8 @@ struct NameState {
     signatures: Vec<Signature>,
     numbers: BTreeMap<u16, Feature>,
     unfit: bool,
+    /// Signatures that look at it in whatever pod, not only in those that they select.
+    broad: u32,
 }
 
 /// Features in use.
@@ -88,6 +90,24 @@ impl Features {
     /// The features of a name's numbers.
     pub(super) fn numbers(&self, name: Name) -> impl Iterator<Item = Feature> + '_ {
         self.name_states[name as usize].numbers.values().copied()
+    }
+
+    /// Whether rules look at pods with these features at all: a number that only matters in selected
+    /// pods tells nothing about others.
+    pub(super) fn visible(&self, key: &[Feature]) -> bool {
+        key.iter().any(|&feature| match self.shape(feature) {
+            Shape::Select(..) => true,
+            Shape::Number(name, _) => self.name_states[name as usize].broad > 0,
+        })
+    }
+
+    /// One signature more, or less, looks at a name in whatever pod. Whether that changed what is
+    /// [`Features::visible`].
+    pub(super) fn broaden(&mut self, name: Name, more: bool) -> bool {
+        let broad = &mut self.name_states[name as usize].broad;
+        let before = *broad;
+        *broad = if more { before + 1 } else { before - 1 };
+        (before == 0) != (*broad == 0)
     }
 
     /// A name of which not every number fitted.

@@ -1,5 +1,6 @@
 //! Tables that follow the rules in use: prefixes and addresses → atoms, (signature, atom) → port set.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use fairlead_common::maps::PortSet;
@@ -86,10 +87,11 @@ impl Compiler {
     /// Groups whose features have changed: their addresses are to be placed anew.
     fn follow_groups(&mut self) {
         let mut moved = self.groups.take_moved();
+        moved.append(&mut self.revealed);
         moved.sort_unstable();
         moved.dedup();
         for group in moved {
-            let wanted = self.groups.class(group) != PLAIN;
+            let wanted = self.features.visible(self.groups.key(self.groups.class(group)));
             let state = &mut self.world.group_states[group as usize];
             let claimed = std::mem::replace(&mut state.claimed, wanted);
             for at in 0..state.pods.len() {
@@ -117,14 +119,13 @@ impl Compiler {
     fn place_address(&mut self, address: IpAddr) {
         let Some(peer) = self.peers.get(&address) else { return };
         let owners = self.world.settled_owners(address);
-        let mut classes: Vec<Class> = peer
+        let classes: Vec<Class> = peer
             .pods
             .as_slice()
             .iter()
             .filter(|pod| owners.as_ref().is_none_or(|owners| owners.contains(pod)))
             .map(|&pod| self.groups.class(self.world.pods[pod as usize].group))
             .collect();
-        classes.retain(|&class| class != PLAIN);
         let atom = (!classes.is_empty()).then(|| {
             let place = self.tree.longest(Prefix::host(address));
             let region = place.map_or(PLAIN, |place| self.regions.class(place));
@@ -150,8 +151,9 @@ impl Compiler {
             if count > self.limits.peers as usize {
                 // Whoever looks at an address that came with this commit; the latest of them.
                 let new = self.journal.peers.iter().filter(|(a, old)| a.is_ipv6() == v6 && old.is_none());
-                let atoms = new.filter_map(|(address, _)| self.peers.get(address)?.atom);
-                let signatures = atoms.flat_map(|atom| self.relevant(atom));
+                let atoms: BTreeSet<_> =
+                    new.filter_map(|(address, _)| self.peers.get(address)?.atom).collect();
+                let signatures = atoms.into_iter().flat_map(|atom| self.relevant(atom));
                 if let Some(newest) = signatures.max_by_key(|&s| self.signatures.order(s)) {
                     return Err((newest, Resource::Peers));
                 }

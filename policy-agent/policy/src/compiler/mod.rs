@@ -35,7 +35,7 @@ use self::prefix::{Prefix, Tree};
 use self::rules::StoredPolicy;
 use self::signatures::Signatures;
 use self::vocabulary::Block;
-use self::world::{PodId, Subject, World};
+use self::world::{Group, PodId, Subject, World};
 use crate::model::{Namespace, NetworkPolicy, ObjectKey, Pod};
 use crate::oracle::Direction;
 use crate::tables::{Atom, SetId, Signature, Slot};
@@ -172,6 +172,8 @@ pub struct Compiler {
     written: BTreeMap<Slot, EndpointPolicy>,
     dirty_endpoints: BTreeSet<Slot>,
     dirty_addresses: Vec<IpAddr>,
+    /// Groups of which it has changed whether rules look at them.
+    revealed: Vec<Group>,
     journal: Journal,
 }
 
@@ -232,6 +234,7 @@ impl Compiler {
             written: BTreeMap::new(),
             dirty_endpoints: BTreeSet::new(),
             dirty_addresses: Vec::new(),
+            revealed: Vec::new(),
             journal: Journal::default(),
         }
     }

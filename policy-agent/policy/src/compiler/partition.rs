@@ -76,6 +76,11 @@ impl Partition {
         &self.classes[class as usize].key
     }
 
+    /// The members of a class.
+    pub(super) fn members(&self, class: Class) -> &[Member] {
+        &self.classes[class as usize].members
+    }
+
     /// The classes that have a feature.
     pub(super) fn holders(&self, feature: Feature) -> &[Class] {
         self.holders.get(feature as usize).map_or(&[], Vec::as_slice)

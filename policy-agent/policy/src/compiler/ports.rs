@@ -494,3 +494,60 @@ fn leave(table: &mut HashTable<SetId>, hasher: &RandomState, sets: &[Set], id: S
         entry.remove();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(ports: &[u16]) -> Ranges {
+        normal(ports.iter().map(|&p| Range { protocol: Protocol::Tcp, first: p, last: p }).collect())
+    }
+
+    /// A packet that looked its class up before the class was merged away meets its bit unchanged, until
+    /// it has settled.
+    #[test]
+    fn bits_of_a_merged_class_stay_until_it_has_settled() {
+        let mut ports = Ports::new(8, 100);
+        let one = ports.acquire(&tcp(&[80])).unwrap();
+        let both = ports.acquire(&tcp(&[80, 81])).unwrap();
+        let bits = *ports.bits(both);
+        let set = ports.acquire_set(&bits).unwrap();
+        ports.take_writes();
+        ports.release(one);
+        ports.collect(2);
+        let (sets, moved) = ports.take_writes();
+        assert!(sets.is_empty());
+        let [PortClass { first: 81, last: 81, class: kept, .. }] = *moved else { panic!("{moved:?}") };
+        let merged = (0..8).find(|&class| bits.contains(class) && class != kept).unwrap();
+        // The set is written for another reason.
+        let rewrite = |ports: &mut Ports, port: u16| {
+            ports.acquire(&tcp(&[port])).unwrap();
+            let (sets, _) = ports.take_writes();
+            sets.iter().find(|(id, _)| *id == set).unwrap().1
+        };
+        assert!(rewrite(&mut ports, 80).contains(merged));
+        // The class comes back for other ports: now the set must lose it.
+        ports.settled(2);
+        assert!(!rewrite(&mut ports, 1).contains(merged));
+    }
+
+    #[test]
+    fn the_smaller_part_of_a_class_moves() {
+        let mut ports = Ports::new(1024, 100);
+        let wide = normal(vec![Range { protocol: Protocol::Tcp, first: 1, last: 65535 }]);
+        ports.acquire(&wide).unwrap();
+        let (_, moved) = ports.take_writes();
+        assert!(
+            matches!(*moved, [PortClass { protocol: Protocol::Tcp, first: 0, last: 0, .. }]),
+            "{moved:?}"
+        );
+    }
+
+    #[test]
+    fn ranges_have_one_form() {
+        let range = |first, last| Range { protocol: Protocol::Udp, first, last };
+        let ranges =
+            vec![range(5, 6), range(1, 3), range(4, 4), range(65535, 65535), range(2, 2), range(8, 9)];
+        assert_eq!(*normal(ranges), [range(1, 6), range(8, 9), range(65535, 65535)]);
+    }
+}

@@ -51,12 +51,21 @@ impl State {
 
     /// The distinct named ports.
     pub(super) fn names(&self) -> Vec<Name> {
+        self.names_for(|_| true)
+    }
+
+    /// The distinct named ports of clauses that do not select pods.
+    pub(super) fn broad_names(&self) -> Vec<Name> {
+        self.names_for(|who| !matches!(who, Who::Pods(_)))
+    }
+
+    fn names_for(&self, wanted: impl Fn(Who) -> bool) -> Vec<Name> {
         let mut names: Vec<_> = self
             .clauses
             .iter()
-            .filter_map(|&(_, what)| match what {
-                What::Name(name) => Some(name),
-                What::Choice(_) => None,
+            .filter_map(|&(who, what)| match what {
+                What::Name(name) if wanted(who) => Some(name),
+                _ => None,
             })
             .collect();
         names.sort_unstable();
