@@ -46,6 +46,10 @@ pub(crate) fn in_lab(test: impl FnOnce(&mut Lab)) {
     let mut lab = Lab::open(folder);
     lab.datapath.activate().unwrap();
     test(&mut lab);
+    // Lazily: the maps are still open. The folder itself goes with the lab.
+    let path = CString::new(lab.folder.path().to_str().unwrap()).unwrap();
+    // SAFETY: the string lives through the call.
+    assert_eq!(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }, 0);
 }
 
 fn mount(source: Option<&str>, target: &str, kind: Option<&str>, flags: libc::c_ulong) {
@@ -119,7 +123,7 @@ impl Lab {
     /// A pod whose interface exists, known to the datapath but locked. `n` from 1 to 200.
     pub(crate) fn locked_pod(&mut self, n: u8) -> Pod {
         let pod = Self::pod_numbered(n);
-        make_veth(pod.ifindex, n, pod.identity.host_mac);
+        make_veth(pod.ifindex, pod.identity.host_mac);
         self.datapath.register_unattached(&pod.identity).unwrap();
         pod
     }
@@ -137,6 +141,23 @@ impl Lab {
             fast_path: true,
         };
         Pod { ifindex, identity, v4, v6 }
+    }
+
+    /// An endpoint with an index and addresses of the caller's choice, locked.
+    pub(crate) fn endpoint(&mut self, ifindex: u32, addresses: &[IpAddr]) -> Pod {
+        let mut pod = Self::pod_numbered(1);
+        pod.ifindex = ifindex;
+        pod.identity.ifindex = ifindex;
+        pod.identity.addresses = addresses.to_vec();
+        for address in addresses {
+            match address {
+                IpAddr::V4(a) => pod.v4 = *a,
+                IpAddr::V6(a) => pod.v6 = *a,
+            }
+        }
+        make_veth(ifindex, pod.identity.host_mac);
+        self.datapath.register_unattached(&pod.identity).unwrap();
+        pod
     }
 
     /// An unlocked pod that no policy selects.
@@ -188,13 +209,13 @@ pub(crate) fn only(reason: DropReason, count: u64) -> BTreeMap<DropReason, u64> 
     BTreeMap::from([(reason, count)])
 }
 
-fn make_veth(ifindex: u32, n: u8, mac: [u8; 6]) {
+fn make_veth(ifindex: u32, mac: [u8; 6]) {
     let mut link = LinkMessage::default();
     link.header.index = ifindex;
     let mut peer = LinkMessage::default();
-    peer.attributes.push(LinkAttribute::IfName(format!("p{n}")));
+    peer.attributes.push(LinkAttribute::IfName(format!("p{ifindex}")));
     link.attributes = vec![
-        LinkAttribute::IfName(format!("h{n}")),
+        LinkAttribute::IfName(format!("h{ifindex}")),
         LinkAttribute::Address(mac.to_vec()),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),

@@ -2,6 +2,7 @@
 //!
 //! Needs root. Each test has its own network and mount namespace, BPF file system and maps.
 
+mod cases;
 mod commit;
 mod flows;
 mod forgery;
