@@ -1,3 +1,0 @@
-//! The command line for people.
-
-fn main() {}

@@ -1,1 +1,0 @@
-//! The node: uplink, routes, sysctls, addresses.
