@@ -51,26 +51,16 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it in a node's namespaces and waits until it is ready.
-    ///
-    /// # Errors
-    /// When it cannot be started, ends, or does not get ready; with what it has printed.
-    pub async fn start(node: &Namespace, manifests: &Path, folders: &Folders, more: &[&str]) -> Result<Self> {
-        let mut agent = Self::spawn(node, manifests, folders, more).await?;
-        if let Err(error) = agent.await_ready(node).await {
-            let log = std::fs::read_to_string(&folders.log).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(20).collect();
-            let tail: Vec<&str> = tail.into_iter().rev().collect();
-            bail!("agent of {}: {error:#}\nits last words:\n{}", node.name(), tail.join("\n"));
-        }
-        Ok(agent)
-    }
-
-    /// Starts it without waiting.
+    /// Starts it in a node's namespaces, without waiting until it is ready.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub async fn spawn(node: &Namespace, manifests: &Path, folders: &Folders, more: &[&str]) -> Result<Self> {
+    pub async fn spawn(
+        node: &Namespace,
+        manifests: &Path,
+        folders: &Folders,
+        flags: &[String],
+    ) -> Result<Self> {
         for folder in [folders.run.path(), &folders.cni] {
             std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
@@ -91,7 +81,7 @@ impl Agent {
             .arg(&folders.cni)
             .arg("--http-listen")
             .arg(SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT)).to_string())
-            .args(more)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -108,16 +98,22 @@ impl Agent {
     /// Waits until it is ready.
     ///
     /// # Errors
-    /// When it ends, or takes too long.
+    /// When it ends, or takes too long; with what it has printed.
     pub async fn await_ready(&mut self, node: &Namespace) -> Result<()> {
         let child = &mut self.child;
-        await_until("ready", READY, async || {
+        let waited = await_until("ready", READY, async || {
             if let Some(status) = child.try_wait()? {
                 bail!("ended: {status}");
             }
             node.run(ready).await
         })
-        .await
+        .await;
+        waited.map_err(|error| {
+            let log = std::fs::read_to_string(&self.folders.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines[lines.len().saturating_sub(20)..].join("\n");
+            anyhow::anyhow!("agent of {}: {error:#}\nits last words:\n{last}", node.name())
+        })
     }
 
     /// What `GET path` on its socket answers.

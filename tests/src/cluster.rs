@@ -44,6 +44,16 @@ pub struct Node {
 }
 
 impl Node {
+    async fn spawn_agent(&mut self, world: &World, flags: &[String]) -> Result<()> {
+        self.agent = None;
+        self.agent = Some(Agent::spawn(&self.namespace, world.path(), &self.folders, flags).await?);
+        Ok(())
+    }
+
+    async fn await_agent(&mut self) -> Result<()> {
+        self.agent.as_mut().context("no agent")?.await_ready(&self.namespace).await
+    }
+
     /// Its agent's endpoints.
     ///
     /// # Errors
@@ -173,10 +183,23 @@ impl Cluster {
             let node = cluster.node_of(spec).await?;
             cluster.nodes.insert(node.spec.name.clone(), node);
         }
-        for name in cluster.node_names() {
-            cluster.start_agent(&name).await?;
-        }
+        cluster.start_agents().await?;
         Ok(cluster)
+    }
+
+    /// Starts (again) the agents of all nodes, and waits until they are ready.
+    ///
+    /// # Errors
+    /// When one does not get ready.
+    pub async fn start_agents(&mut self) -> Result<()> {
+        for node in self.nodes.values_mut() {
+            node.spawn_agent(&self.world, &self.agent_flags).await?;
+        }
+        // All load their programs at the same time.
+        for node in self.nodes.values_mut() {
+            node.await_agent().await?;
+        }
+        Ok(())
     }
 
     async fn node_of(&self, spec: NodeSpec) -> Result<Node> {
@@ -206,11 +229,9 @@ impl Cluster {
     /// # Errors
     /// When it does not get ready.
     pub async fn start_agent(&mut self, node: &str) -> Result<()> {
-        let flags: Vec<&str> = self.agent_flags.iter().map(String::as_str).collect();
         let node = self.nodes.get_mut(node).with_context(|| format!("no node {node}"))?;
-        node.agent = None;
-        node.agent = Some(Agent::start(&node.namespace, self.world.path(), &node.folders, &flags).await?);
-        Ok(())
+        node.spawn_agent(&self.world, &self.agent_flags).await?;
+        node.await_agent().await
     }
 
     /// SIGKILL to the agent of a node.

@@ -58,9 +58,7 @@ async fn without_agents_policies_hold_and_the_next_agents_take_them_over() {
     }
     let mut cases = assert_only_from(&cluster, "b1", "a1").await;
     assert!(lasting.echoes(LIMIT).await.unwrap(), "an allowed connection lives without the agent");
-    for node in cluster.node_names() {
-        cluster.start_agent(&node).await.unwrap();
-    }
+    cluster.start_agents().await.unwrap();
     cases += assert_only_from(&cluster, "b1", "a1").await;
     assert!(lasting.echoes(LIMIT).await.unwrap(), "an allowed connection lives on under the next agent");
     // The new agents are in charge: they put another policy in force.

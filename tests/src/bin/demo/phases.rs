@@ -194,9 +194,7 @@ impl Demo {
 
     /// Starts the agents again, and says how to look around.
     pub(crate) async fn guide(&mut self) -> Result<()> {
-        for node in self.cluster.node_names() {
-            self.cluster.start_agent(&node).await?;
-        }
+        self.cluster.start_agents().await?;
         println!("Everything is left up, and the agents run again. To look around (as root):\n");
         for node in self.cluster.nodes() {
             println!(
