@@ -11,7 +11,7 @@ use crate::{bpf_toolchain, process, setup, workspace};
 /// What is built for people and nodes.
 const EXECUTABLES: [&str; 3] = ["fairlead-cni", "fairlead-agent", "fairlead"];
 /// Crates with those executables.
-const PACKAGES: [&str; 3] = ["fairlead-cni", "fairlead-agent", "fairlead-cli"];
+const PACKAGES: [&str; 2] = ["fairlead-cni", "fairlead-agent"];
 /// Name of the "executable" of crate fairlead-ebpf, which is the object.
 const BPF_BIN: &str = "fairlead";
 /// Static executables without musl: glibc is linked in.
