@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 
 use crate::bpf::{self, Trampolines};
 use crate::config::{Addresses, Config};
+use crate::delegate::Delegate;
 use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{self, Ledger, Wanted, host_ifname, owner_of};
@@ -43,6 +44,10 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
         CniError::new(code::TRY_AGAIN, format!("the agent is away: {}: {e}", run.socket().display()))
     })?;
     let wanted = wanted(config, &node)?;
+    let delegate = Delegate::of(config, environment);
+    if let Some(delegate) = &delegate {
+        delegate.find()?;
+    }
     let mtu = config.mtu.unwrap_or(node.mtu);
     log.step("validate");
 
@@ -62,6 +67,18 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
         shaped: config.shaped,
     })?;
     log.step("reserve");
+    let mut dns = config.dns.clone();
+    let attachment = match &delegate {
+        None => attachment,
+        Some(delegate) => match delegated(delegate, &run, attachment.clone(), &mut dns) {
+            Ok(attachment) => attachment,
+            Err(error) => {
+                release(&run, &owner, Some(delegate), log);
+                return Err(error);
+            }
+        },
+    };
+    log.step("delegate");
 
     let attempt = Attempt { run: &run, node: &node, netns: &netns, trampolines: &trampolines };
     let mut attachment = attachment;
@@ -70,7 +87,7 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
         tries += 1;
         let mut made = Made::default();
         let failure = match attempt.wire(&attachment, config, &mut made, log) {
-            Ok(()) => return Ok(success(&attachment, config.dns.clone(), config.prev_result.clone())),
+            Ok(()) => return Ok(success(&attachment, dns, config.prev_result.clone())),
             Err(failure) => failure,
         };
         log.step("fail");
@@ -96,10 +113,47 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
             Failure::IndexTaken(error) | Failure::Final(error) => error,
         };
         // What could not be undone keeps its reservation, for DEL or GC.
-        if undone && let Err(e) = Ledger::lock(&run).and_then(|mut l| l.release(&owner_of(&attachment))) {
-            log.note(format!("release: {e}"));
+        if undone {
+            release(&run, &owner, delegate.as_ref(), log);
         }
         return Err(error);
+    }
+}
+
+/// Fills in the addresses that another plugin has reserved.
+fn delegated(
+    delegate: &Delegate<'_>,
+    run: &RunDir,
+    mut attachment: Attachment,
+    dns: &mut Dns,
+) -> Result<Attachment, CniError> {
+    let result = delegate.add()?;
+    for ip in result.ips.iter().map(|ip| ip.address.ip()) {
+        if attachment.addresses.len() >= 2 || attachment.addresses.iter().any(|a| a.is_ipv6() == ip.is_ipv6())
+        {
+            let msg = format!("ipam.type: {ip} is a second address of its family");
+            return Err(CniError::new(code::DELEGATE, msg));
+        }
+        attachment.addresses.push(ip);
+    }
+    if attachment.mtu < IPV6_MTU && attachment.addresses.iter().any(|a| a.is_ipv6()) {
+        let msg = format!("mtu: IPv6 needs {IPV6_MTU} at least, not {}", attachment.mtu);
+        return Err(CniError::configuration(msg));
+    }
+    if dns.is_empty() {
+        *dns = result.dns;
+    }
+    Ledger::lock(run)?.amend(&attachment)?;
+    Ok(attachment)
+}
+
+/// Frees what was reserved for an attachment that did not come to be.
+fn release(run: &RunDir, owner: &Owner, delegate: Option<&Delegate<'_>>, log: &mut Log) {
+    let mut results = Vec::new();
+    results.extend(delegate.map(|d| d.del(owner)));
+    results.push(Ledger::lock(run).and_then(|mut ledger| ledger.release(owner)));
+    for error in results.into_iter().filter_map(Result::err) {
+        log.note(format!("release: {error}"));
     }
 }
 
@@ -118,9 +172,8 @@ fn wanted(config: &Config, node: &NodeInfo) -> Result<Wanted, CniError> {
     let sets = match &config.addresses {
         Addresses::Node { exclude } => ledger::node_pools(node, exclude)?,
         Addresses::Ranges(sets) => sets.clone(),
-        Addresses::Delegated(kind) => {
-            return Err(CniError::configuration(format!("ipam.type: {kind:?} is not supported")));
-        }
+        // They come after the claim: who asked for them twice must not lose the first.
+        Addresses::Delegated(_) => return Ok(Wanted::Given(Vec::new())),
     };
     let mtu = config.mtu.unwrap_or(node.mtu);
     if mtu < IPV6_MTU && sets.iter().any(|set| set[0].is_ipv6()) {

@@ -19,6 +19,7 @@ use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcOptio
 
 use crate::bpf::Trampolines;
 use crate::config::Config;
+use crate::delegate::Delegate;
 use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{self, Ledger};
@@ -67,6 +68,9 @@ pub fn check(environment: &Environment, config: &Config) -> Result<(), CniError>
         .map(|found| faults.extend(found))
         .map_err(|e| CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", environment.netns)))?;
     differs(faults)?;
+    if let Some(delegate) = Delegate::of(config, environment) {
+        delegate.check()?;
+    }
     let endpoints: Vec<EndpointStatus> = Client::new(run.socket())
         .get("/v1/endpoints")
         .map_err(|e| CniError::new(code::TRY_AGAIN, e.to_string()))?;

@@ -71,11 +71,11 @@ fn dispatch(
         }
         Command::Gc => {
             since(CniVersion::V110, "GC")?;
-            del::gc(&config, log).map(|()| None)
+            del::gc(&environment, &config, log).map(|()| None)
         }
         Command::Status => {
             since(CniVersion::V110, "STATUS")?;
-            status::status(&config).map(|()| None)
+            status::status(&environment, &config).map(|()| None)
         }
         Command::Version => version(input).map(Some),
     }

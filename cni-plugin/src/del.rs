@@ -9,6 +9,7 @@ use nix::net::if_::if_nametoindex;
 
 use crate::bpf;
 use crate::config::Config;
+use crate::delegate::Delegate;
 use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{self, Ledger, host_ifname, interface_name, owner_of};
@@ -37,14 +38,14 @@ pub fn del(environment: &Environment, config: &Config, log: &mut Log) -> Result<
             None
         }
     };
-    remove(&run, &owner, attachment.as_ref(), log)
+    remove(&run, &owner, attachment.as_ref(), Delegate::of(config, environment).as_ref(), log)
 }
 
 /// Removes every attachment of the network that is not listed as valid.
 ///
 /// # Errors
 /// Code 7 where there is no list; 108 where something could not be removed, all else is.
-pub fn gc(config: &Config, log: &mut Log) -> Result<(), CniError> {
+pub fn gc(environment: &Environment, config: &Config, log: &mut Log) -> Result<(), CniError> {
     let run = RunDir(config.run_dir.clone());
     let Some(valid) = &config.attachments else {
         return Err(CniError::configuration("cni.dev/valid-attachments is missing"));
@@ -54,14 +55,18 @@ pub fn gc(config: &Config, log: &mut Log) -> Result<(), CniError> {
     }
     let (attachments, unreadable) = Ledger::lock(&run)?.attachments()?;
     let mut faults = Vec::new();
+    let delegate = Delegate::of(config, environment);
     for attachment in attachments {
         let owner = owner_of(&attachment);
         if attachment.network == config.name && !valid.contains(&owner) {
             log.note(format!("removing {owner}"));
-            if let Err(e) = remove(&run, &owner, Some(&attachment), log) {
+            if let Err(e) = remove(&run, &owner, Some(&attachment), delegate.as_ref(), log) {
                 faults.push(format!("{owner}: {}", e.msg));
             }
         }
+    }
+    if let Some(delegate) = &delegate {
+        faults.extend(delegate.forward("GC").err().map(|e| e.msg));
     }
     for entry in unreadable {
         log.note(format!("{}: {}", entry.owner, entry.why));
@@ -81,6 +86,7 @@ fn remove(
     run: &RunDir,
     owner: &Owner,
     attachment: Option<&Attachment>,
+    delegate: Option<&Delegate<'_>>,
     log: &mut Log,
 ) -> Result<(), CniError> {
     let mut faults = Vec::new();
@@ -104,6 +110,13 @@ fn remove(
         faults.extend(result.err());
     }
     log.step("link");
+    // An address of an interface that is still there must not be given to another.
+    if faults.is_empty()
+        && let Some(delegate) = delegate
+    {
+        faults.extend(delegate.del(owner).err().map(|e| e.msg));
+        log.step("delegate");
+    }
     let known = attachment.is_some() || run.endpoint(&owner.container_id, &owner.ifname).exists();
     if known {
         let client = Client::new(run.socket()).with_timeout(FAREWELL);
@@ -111,7 +124,6 @@ fn remove(
             log.note(format!("agent: {e}"));
         }
         log.step("agent");
-        // An address of an interface that is still there must not be given to another.
         if faults.is_empty() {
             let released = Ledger::lock(run).and_then(|mut ledger| ledger.release(owner));
             faults.extend(released.err().map(|e| e.msg));

@@ -315,6 +315,14 @@ impl Ledger {
         })
     }
 
+    /// Writes what has become known of an attachment since it was claimed.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn amend(&mut self, attachment: &Attachment) -> Result<(), CniError> {
+        self.write(attachment)
+    }
+
     /// Frees all that an owner has; its attachment goes last. Nothing happens where it has nothing.
     ///
     /// # Errors

@@ -29,6 +29,7 @@ pub mod check;
 pub mod command;
 pub mod config;
 pub mod del;
+pub mod delegate;
 pub mod environment;
 pub mod error;
 pub mod ledger;

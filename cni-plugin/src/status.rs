@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use crate::bpf::Trampolines;
 use crate::config::{Addresses, Config};
+use crate::delegate::Delegate;
+use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{Ledger, node_pools, read_node};
 
@@ -18,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Code 50 while the agent is not ready, 100 when no address is left.
-pub fn status(config: &Config) -> Result<(), CniError> {
+pub fn status(environment: &Environment, config: &Config) -> Result<(), CniError> {
     let run = RunDir(config.run_dir.clone());
     let unavailable = |msg: String| CniError::new(code::NOT_AVAILABLE, msg);
     let node = read_node(&run).map_err(|e| unavailable(e.msg))?;
@@ -31,7 +33,9 @@ pub fn status(config: &Config) -> Result<(), CniError> {
     let sets = match &config.addresses {
         Addresses::Node { exclude } => node_pools(&node, exclude).map_err(|e| unavailable(e.msg))?,
         Addresses::Ranges(sets) => sets.clone(),
-        Addresses::Delegated(_) => return Ok(()),
+        Addresses::Delegated(_) => {
+            return Delegate::of(config, environment).map_or(Ok(()), |delegate| delegate.forward("STATUS"));
+        }
     };
     if Ledger::lock(&run)?.available(&sets)? {
         return Ok(());

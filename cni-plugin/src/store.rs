@@ -203,7 +203,10 @@ impl Store for Disk {
         let open = || fs::File::options().write(true).create(true).truncate(false).open(&path);
         let file = match open() {
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(self.pool(pool)).map_err(told(&path))?;
+                // All folders now: a release must not fail because the file system is full.
+                for folder in ["resting", "ahead"] {
+                    fs::create_dir_all(self.pool(pool).join(folder)).map_err(told(&path))?;
+                }
                 open()
             }
             file => file,

@@ -4,4 +4,5 @@
 mod attachment;
 mod conformance;
 mod crash;
+mod delegation;
 mod node;
