@@ -1,0 +1,149 @@
+//! Puts the parts together.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::Context as _;
+use fairlead_api::Attachment;
+use fairlead_datapath::Datapath;
+use fairlead_index::manifests::watch::Event;
+use fairlead_index::manifests::{Directory, watch::watch};
+use fairlead_policy::compiler::{Compiler, Limits};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch as channel;
+
+use crate::api::{self, Readiness, Service};
+use crate::engine::{self, Engine, Message};
+use crate::lock::lock;
+use crate::network::Network;
+use crate::settings::Settings;
+
+/// Runs the agent until it is told to end. What it enforces stays enforced.
+///
+/// # Errors
+/// Where it cannot start, or a part of it breaks.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    for folder in [settings.run.path(), &settings.run.endpoints(), &settings.cni_conf_dir] {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let path = settings.run.lock();
+    let locking = tokio::task::spawn_blocking(move || lock(&path));
+    let _lock = tokio::select! {
+        lock = locking => lock?.with_context(|| format!("cannot lock {}", settings.run.lock().display()))?,
+        // The thread that waits for the lock must not keep the process.
+        _ = terminate.recv() => std::process::exit(0),
+        _ = interrupt.recv() => std::process::exit(0),
+    };
+
+    let restored = restored(&settings)?;
+    let datapath = Datapath::open(&fairlead_datapath::Options {
+        fast_path: settings.fast_path,
+        mark_mask: settings.mark_mask,
+        ..fairlead_datapath::Options::new(&settings.bpffs)
+    })
+    .context("cannot open the datapath")?;
+    let frozen = datapath.frozen();
+    let frozen = frozen.to_owned();
+    let options = engine::Options {
+        node_name: settings.node_name.clone(),
+        add_timeout: settings.add_timeout,
+        restored,
+    };
+    let (engine, handle, published) = Engine::new(datapath, Compiler::new(Limits::default()), options);
+    let (ended, mut engine_ended) = tokio::sync::oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        engine.run();
+        drop(ended);
+    })?;
+
+    let waiting_for = Some("starting".to_owned());
+    let (readiness, ready) = channel::channel(Readiness { waiting_for, ..Readiness::default() });
+    let service =
+        Service { engine: handle.clone(), node: settings.node_name.as_str().into(), readiness: ready };
+    let socket = settings.run.socket();
+    let listener =
+        api::listen_unix(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let router = api::router(service.clone());
+    let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+    if let Some(address) = settings.http_listen.clone() {
+        tokio::spawn(api::serve_probes(address, api::probes(service)));
+    }
+    let source = handle.clone();
+    let directory = Directory::new(&settings.manifests);
+    let watching = tokio::spawn(watch(directory, move |event| {
+        source.tell(match event {
+            Event::Batch(batch) => {
+                for problem in &batch.problems {
+                    tracing::warn!("{problem}");
+                }
+                Message::Batch(batch)
+            }
+            Event::Synced => Message::Synced,
+        })
+    }));
+    let network = Network::new(settings, frozen, handle.clone(), published, readiness)?;
+    let network = tokio::spawn(network.run());
+
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        _ = &mut engine_ended => Err(anyhow::anyhow!("the engine has ended")),
+        result = serving => broken("the agent's socket", result),
+        result = watching => broken("watching manifests", result),
+        result = network => broken("the node's network", result),
+    };
+    handle.tell(Message::Stop);
+    // Everything in force stays in force; the socket goes, so that callers need not time out.
+    let _ = fs::remove_file(&socket);
+    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    result
+}
+
+fn broken(what: &str, result: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    result.map_err(anyhow::Error::from).and_then(|r| Ok(r?)).with_context(|| format!("{what} broke"))?;
+    anyhow::bail!("{what} has ended")
+}
+
+/// Frees what belongs to sandboxes that are gone, and reads what is still there.
+fn restored(settings: &Settings) -> anyhow::Result<Vec<Attachment>> {
+    match fairlead_cni::reconcile(&settings.run, fairlead_cni::sandbox_lives) {
+        Ok(done) => {
+            for attachment in &done.removed {
+                tracing::info!(
+                    container = attachment.container_id,
+                    interface = attachment.ifname,
+                    "freed: its sandbox is gone"
+                );
+            }
+            for lease in &done.freed {
+                tracing::info!("freed: {lease:?} belonged to no attachment");
+            }
+            for entry in &done.unreadable {
+                tracing::warn!("attachment {:?} cannot be read: {}", entry.owner, entry.why);
+            }
+        }
+        Err(e) => tracing::error!("addresses could not be reconciled: {e:?}"),
+    }
+    let folder = settings.run.endpoints();
+    let mut found: BTreeMap<String, Attachment> = BTreeMap::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') || !name.ends_with(".json") {
+            continue;
+        }
+        let read = fs::read(&path).map_err(anyhow::Error::from);
+        match read.and_then(|bytes| Ok(serde_json::from_slice::<Attachment>(&bytes)?)) {
+            Ok(attachment) => {
+                let there = fairlead_cni::ledger::interface_name(attachment.host_ifindex);
+                if there.as_deref() == Some(attachment.host_ifname.as_str()) {
+                    found.insert(name, attachment);
+                }
+            }
+            Err(e) => tracing::warn!("{}: {e:#}", path.display()),
+        }
+    }
+    Ok(found.into_values().collect())
+}

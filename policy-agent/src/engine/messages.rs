@@ -1,0 +1,117 @@
+//! What the engine is told and asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::mpsc::Sender;
+
+use fairlead_api::status::Problem;
+use fairlead_api::{ApiError, Attachment, EndpointCounters, EndpointStatus, ErrorCode};
+use fairlead_index::Batch;
+use fairlead_policy::explain::{Explanation, Party};
+use fairlead_policy::oracle::Target;
+use tokio::sync::oneshot;
+
+/// Where an answer goes. Nobody waiting for it any more is no error.
+#[derive(Debug)]
+pub struct Reply<T>(oneshot::Sender<T>);
+
+impl<T> Reply<T> {
+    /// Answers.
+    pub fn send(self, answer: T) {
+        let _ = self.0.send(answer);
+    }
+}
+
+/// What the engine is told and asked.
+#[derive(Debug)]
+pub enum Message {
+    /// A source has changes that take effect together.
+    Batch(Batch),
+    /// The source has said everything that was there at the start.
+    Synced,
+    /// An endpoint is to be put in force.
+    Put(Box<Attachment>, Reply<Result<EndpointStatus, ApiError>>),
+    /// An endpoint is gone.
+    Delete {
+        /// CNI_CONTAINERID.
+        container_id: String,
+        /// CNI_IFNAME.
+        ifname: String,
+        /// The answer.
+        reply: Reply<Result<(), ApiError>>,
+    },
+    /// The interface with this index is gone.
+    LinkGone(u32),
+    /// These are all the interfaces that there are.
+    Links(BTreeSet<u32>),
+    /// These are the node's own addresses.
+    OwnAddresses(BTreeSet<IpAddr>),
+    /// This is the uplink.
+    Uplink(u32, Reply<Result<(), String>>),
+    /// What is the state?
+    Snapshot(Reply<Snapshot>),
+    /// Why is a connection allowed or denied?
+    Explain {
+        /// Who opens it.
+        from: Party,
+        /// To whom.
+        to: Party,
+        /// On what port.
+        target: Target,
+        /// The answer.
+        reply: Reply<Explanation>,
+    },
+    /// End.
+    Stop,
+}
+
+/// The engine's state, for status and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Serial of the last step in force.
+    pub serial: u64,
+    /// Steps made.
+    pub commits: u64,
+    /// Steps that could not be put in force.
+    pub failures: u64,
+    /// ADDs that wait for their pod.
+    pub waiting: u64,
+    /// How much there is of what, by name.
+    pub counts: BTreeMap<String, u64>,
+    /// Endpoints.
+    pub endpoints: Vec<EndpointStatus>,
+    /// Counters of interfaces that are no endpoint's, by index.
+    pub others: BTreeMap<u32, EndpointCounters>,
+    /// The node's own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// The way to the engine.
+#[derive(Clone, Debug)]
+pub struct EngineHandle(Sender<Message>);
+
+impl EngineHandle {
+    pub(super) fn new(sender: Sender<Message>) -> Self {
+        Self(sender)
+    }
+
+    /// Tells something; `false` where the engine has ended.
+    pub fn tell(&self, message: Message) -> bool {
+        self.0.send(message).is_ok()
+    }
+
+    /// Asks something.
+    ///
+    /// # Errors
+    /// Where the engine has ended.
+    pub async fn ask<T>(&self, question: impl FnOnce(Reply<T>) -> Message) -> Result<T, ApiError> {
+        let (sender, answer) = oneshot::channel();
+        let ended = || ApiError { code: ErrorCode::TryAgain, message: "the agent is ending".to_owned() };
+        if !self.tell(question(Reply(sender))) {
+            return Err(ended());
+        }
+        answer.await.map_err(|_| ended())
+    }
+}

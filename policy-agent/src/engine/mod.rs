@@ -1,0 +1,339 @@
+//! The one thread that decides.
+//!
+//! Everything that changes what is enforced comes to it as a [`Message`]. What has queued up is taken
+//! together, then one [`step`](Engine::step) compiles it, puts it in force, and only then unlocks and
+//! answers. An endpoint is never unlocked before a step that contains its rules was applied.
+
+mod endpoints;
+mod messages;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use fairlead_api::status::Problem;
+use fairlead_index::{Effect, Index, Object};
+use fairlead_policy::compiler::Compiler;
+use fairlead_policy::model::Node;
+use fairlead_policy::tables::{Delta, Slot};
+use tokio::sync::watch;
+
+use crate::enforcer::Enforcer;
+use endpoints::{Local, Waiting};
+
+pub use messages::{EngineHandle, Message, Reply, Snapshot};
+
+/// Time after which a step is looked at again, to reuse its ids.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Time after which a step that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What others see of the engine's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Published {
+    /// The state of the world is known and enforced.
+    pub active: bool,
+    /// The source has said everything that was there at the start.
+    pub synced: bool,
+    /// Nodes by name, without pod CIDRs that another node has.
+    pub nodes: Arc<BTreeMap<String, Node>>,
+}
+
+/// How an engine is to work.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this node.
+    pub node_name: String,
+    /// How long a PUT waits for its pod.
+    pub add_timeout: Duration,
+    /// Attachments that were there at the start, with their interfaces.
+    pub restored: Vec<fairlead_api::Attachment>,
+}
+
+/// The engine.
+pub struct Engine<E> {
+    options: Options,
+    enforcer: E,
+    compiler: Compiler,
+    index: Index,
+    endpoints: BTreeMap<Slot, Local>,
+    waiting: Vec<Waiting>,
+    /// A step that could not be put in force, to be tried again.
+    pending: Option<Delta>,
+    retry_at: Option<Instant>,
+    settle_at: Option<Instant>,
+    synced: bool,
+    active: bool,
+    own: Option<BTreeSet<IpAddr>>,
+    addresses_told: bool,
+    nodes: Arc<BTreeMap<String, Node>>,
+    /// Serial of the last step in force.
+    serial: u64,
+    commits: u64,
+    failures: u64,
+    /// What the kernel refused.
+    problems: BTreeMap<String, Problem>,
+    published: watch::Sender<Published>,
+    messages: Receiver<Message>,
+}
+
+impl<E: Enforcer> Engine<E> {
+    /// An engine, the way to it, and what it publishes.
+    pub fn new(
+        enforcer: E,
+        compiler: Compiler,
+        options: Options,
+    ) -> (Self, EngineHandle, watch::Receiver<Published>) {
+        let (sender, messages): (Sender<Message>, _) = channel();
+        let (published, receiver) = watch::channel(Published::default());
+        let engine = Self {
+            options,
+            enforcer,
+            compiler,
+            index: Index::default(),
+            endpoints: BTreeMap::new(),
+            waiting: Vec::new(),
+            pending: None,
+            retry_at: None,
+            settle_at: None,
+            synced: false,
+            active: false,
+            own: None,
+            addresses_told: false,
+            nodes: Arc::default(),
+            serial: 0,
+            commits: 0,
+            failures: 0,
+            problems: BTreeMap::new(),
+            published,
+            messages,
+        };
+        (engine, EngineHandle::new(sender), receiver)
+    }
+
+    /// Works until [`Message::Stop`], or until nobody can send any more. What is enforced stays so.
+    pub fn run(mut self) {
+        loop {
+            let message = match self.next_deadline() {
+                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self.messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            match message {
+                Ok(message) => {
+                    if !self.take(message) {
+                        return;
+                    }
+                    while let Ok(message) = self.messages.try_recv() {
+                        if !self.take(message) {
+                            return;
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.step(Instant::now());
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|w| w.deadline);
+        waiting.chain(self.settle_at).chain(self.retry_at).min()
+    }
+
+    /// Takes one message; `false` to end.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Stop => return false,
+            Message::Batch(batch) => {
+                for effect in self.index.update(batch) {
+                    self.affect(effect);
+                }
+            }
+            Message::Synced => self.synced = true,
+            Message::Put(attachment, reply) => self.put(*attachment, reply),
+            Message::Delete { container_id, ifname, reply } => {
+                self.delete(&container_id, &ifname);
+                reply.send(Ok(()));
+            }
+            Message::LinkGone(ifindex) => self.link_gone(ifindex),
+            Message::Links(there) => self.links(&there),
+            Message::OwnAddresses(own) => {
+                self.addresses_told &= self.own.as_ref() == Some(&own);
+                self.own = Some(own);
+            }
+            Message::Uplink(ifindex, reply) => {
+                reply.send(self.enforcer.attach_uplink(ifindex).map_err(|e| e.to_string()));
+            }
+            Message::Snapshot(reply) => reply.send(self.snapshot()),
+            Message::Explain { from, to, target, reply } => {
+                reply.send(self.compiler.explain(&from, &to, target));
+            }
+        }
+        true
+    }
+
+    fn affect(&mut self, effect: Effect) {
+        use fairlead_index::Kind;
+        match effect {
+            Effect::Set(Object::Namespace(namespace)) => self.compiler.set_namespace(&namespace),
+            Effect::Set(Object::Pod(pod)) => self.compiler.set_pod(&pod),
+            Effect::Set(Object::NetworkPolicy(policy)) => self.compiler.set_policy(&policy),
+            Effect::Set(Object::Node(_)) => {
+                self.nodes = Arc::new(self.index.nodes().nodes);
+                self.addresses_told = false;
+            }
+            Effect::Set(Object::Service(_)) => self.addresses_told = false,
+            Effect::Set(Object::EndpointSlice(_)) => {}
+            Effect::Removed(id) => match id.kind {
+                Kind::Namespace => self.compiler.remove_namespace(&id.key.name),
+                Kind::Pod => self.compiler.remove_pod(&id.key),
+                Kind::NetworkPolicy => self.compiler.remove_policy(&id.key),
+                Kind::Node => {
+                    self.nodes = Arc::new(self.index.nodes().nodes);
+                    self.addresses_told = false;
+                }
+                Kind::Service => self.addresses_told = false,
+                Kind::EndpointSlice => {}
+            },
+        }
+    }
+
+    /// Puts in force whatever has changed, then unlocks and answers.
+    fn step(&mut self, now: Instant) {
+        if self.synced && self.own.is_some() {
+            self.tell_addresses();
+            if !self.active {
+                self.restore();
+            }
+            self.admit();
+            let retry = self.retry_at.is_some_and(|at| at <= now);
+            if self.compiler.is_dirty() || !self.active || retry {
+                self.put_in_force(now);
+            }
+            if self.settle_at.is_some_and(|at| at <= now) {
+                self.settle(now);
+            }
+        }
+        self.expire(now);
+        let published = Published { active: self.active, synced: self.synced, nodes: self.nodes.clone() };
+        self.published.send_if_modified(|there| {
+            let changed = *there != published;
+            *there = published;
+            changed
+        });
+    }
+
+    fn tell_addresses(&mut self) {
+        if self.addresses_told {
+            return;
+        }
+        let mut own = self.own.clone().unwrap_or_default();
+        let mut others = BTreeSet::new();
+        for (name, node) in self.nodes.iter() {
+            let set = if *name == self.options.node_name { &mut own } else { &mut others };
+            set.extend(node.addresses.iter().copied());
+        }
+        let result = self.enforcer.set_addresses(&own, &self.index.service_addresses(), &others);
+        self.addresses_told = result.is_ok();
+        if result.is_err() {
+            self.retry_at.get_or_insert(Instant::now() + RETRY);
+        }
+        self.note("addresses", result.err().map(|e| format!("telling addresses to the datapath: {e}")));
+    }
+
+    /// Commits, applies, unlocks, answers.
+    fn put_in_force(&mut self, now: Instant) {
+        self.retry_at = if self.addresses_told { None } else { Some(now + RETRY) };
+        let mut delta = self.compiler.commit();
+        if let Some(older) = self.pending.take() {
+            delta = merged(older, delta);
+        }
+        self.commits += 1;
+        if let Err(e) = self.enforcer.apply(&delta) {
+            self.failures += 1;
+            let message = format!(
+                "policy could not be put in force: {e}; what was in force stays, new endpoints stay locked"
+            );
+            self.note("apply", Some(message.clone()));
+            self.pending = Some(delta);
+            self.retry_at = Some(now + RETRY);
+            self.refuse_admitted(&message);
+            return;
+        }
+        self.note("apply", None);
+        self.serial = delta.serial;
+        self.settle_at = Some(now + SETTLE);
+        self.unlock_all();
+        if !self.active {
+            match self.enforcer.activate() {
+                Ok(()) => {
+                    self.active = true;
+                    self.note("activate", None);
+                }
+                Err(e) => {
+                    self.retry_at = Some(now + RETRY);
+                    self.note("activate", Some(format!("the datapath could not be put in force: {e}")));
+                    return;
+                }
+            }
+        }
+        self.answer_admitted();
+    }
+
+    fn settle(&mut self, now: Instant) {
+        match self.enforcer.settled() {
+            Ok(Some(serial)) => {
+                self.compiler.settled(serial);
+                self.settle_at = (serial < self.serial).then(|| now + SETTLE);
+                self.note("settle", None);
+            }
+            Ok(None) => self.settle_at = Some(now + SETTLE),
+            Err(e) => {
+                self.settle_at = Some(now + RETRY);
+                self.note("settle", Some(format!("cleaning up older policy: {e}")));
+            }
+        }
+    }
+
+    /// Keeps or forgets what the kernel refused.
+    fn note(&mut self, topic: &str, message: Option<String>) {
+        match message {
+            None => {
+                self.problems.remove(topic);
+            }
+            Some(message) => {
+                let problem = Problem { message, ..Problem::default() };
+                if self.problems.get(topic) != Some(&problem) {
+                    tracing::error!("{problem}");
+                }
+                self.problems.insert(topic.to_owned(), problem);
+            }
+        }
+    }
+}
+
+/// Two steps as one: what the later says of an element holds.
+fn merged(older: Delta, newer: Delta) -> Delta {
+    fn join<K: Ord + Clone, V>(older: Vec<(K, V)>, newer: Vec<(K, V)>) -> Vec<(K, V)> {
+        let mut all: BTreeMap<K, V> = older.into_iter().collect();
+        all.extend(newer);
+        all.into_iter().collect()
+    }
+    Delta {
+        serial: newer.serial,
+        sets: join(older.sets, newer.sets),
+        // In order: a range of the later step overwrites parts of the earlier's.
+        ports: older.ports.into_iter().chain(newer.ports).collect(),
+        rows: join(older.rows, newer.rows),
+        peers: join(older.peers, newer.peers),
+        cidrs: join(older.cidrs, newer.cidrs),
+        endpoints: join(older.endpoints, newer.endpoints),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! Interfaces and their addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+
+use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::{Handle, MulticastGroup};
+
+/// An interface of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// The interfaces of this node by index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interfaces(pub BTreeMap<u32, Interface>);
+
+impl Interfaces {
+    /// All indexes.
+    pub fn indexes(&self) -> BTreeSet<u32> {
+        self.0.keys().copied().collect()
+    }
+
+    /// All addresses.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.0.values().flat_map(|i| i.addresses.iter().copied()).collect()
+    }
+
+    /// The interface with this name.
+    pub fn by_name(&self, name: &str) -> Option<&Interface> {
+        self.0.values().find(|i| i.name == name)
+    }
+
+    /// The interface that holds the first of these addresses that any holds.
+    pub fn by_address(&self, addresses: &[IpAddr]) -> Option<&Interface> {
+        addresses.iter().find_map(|a| self.0.values().find(|i| i.addresses.contains(a)))
+    }
+}
+
+/// Lists interfaces and addresses.
+///
+/// # Errors
+/// What the kernel says.
+pub async fn interfaces(handle: &Handle) -> Result<Interfaces, rtnetlink::Error> {
+    let mut all = BTreeMap::new();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await? {
+        let (mut name, mut mtu) = (String::new(), 0);
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(n) => name = n,
+                LinkAttribute::Mtu(n) => mtu = n,
+                _ => {}
+            }
+        }
+        let index = link.header.index;
+        all.insert(index, Interface { index, name, mtu, addresses: BTreeSet::new() });
+    }
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await? {
+        let Some(interface) = all.get_mut(&message.header.index) else { continue };
+        // Where both are there, "local" is the interface's own and "address" its peer's.
+        let (mut local, mut address) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                AddressAttribute::Local(ip) => local = Some(ip),
+                AddressAttribute::Address(ip) => address = Some(ip),
+                _ => {}
+            }
+        }
+        interface.addresses.extend(local.or(address));
+    }
+    Ok(Interfaces(all))
+}
+
+/// Something has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The interface with this index is gone.
+    LinkGone(u32),
+    /// Something else, or nobody knows what.
+    Other,
+}
+
+/// Notices as they come.
+pub type Notices = BoxStream<'static, Notice>;
+
+/// Listens for changes of interfaces, addresses and routes.
+///
+/// # Errors
+/// Where rtnetlink cannot be had.
+pub fn notices() -> io::Result<Notices> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+    tokio::spawn(connection);
+    Ok(messages
+        .map(|(message, _)| match message.payload {
+            // AF_BRIDGE announces ports that leave a bridge the same way, but the link is still there.
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link))
+                if link.header.interface_family == netlink_packet_route::AddressFamily::Unspec =>
+            {
+                Notice::LinkGone(link.header.index)
+            }
+            _ => Notice::Other,
+        })
+        .boxed())
+}

@@ -1,0 +1,219 @@
+//! The node's own network: which addresses are its own, the uplink, routes to the other nodes' pods.
+
+pub mod links;
+pub mod plan;
+mod routes;
+mod sysctl;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use fairlead_api::NodeInfo;
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::api::Readiness;
+use crate::conflist;
+use crate::engine::{EngineHandle, Message, Published};
+use crate::settings::Settings;
+
+use links::{Interfaces, Notice};
+
+/// Changes within this time belong together.
+const QUIET: Duration = Duration::from_millis(20);
+/// What foreign hands have changed is put right after this time at the latest.
+const REGULARLY: Duration = Duration::from_secs(30);
+/// As above, while something does not work.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Sees to the node's network until the engine ends.
+pub struct Network {
+    settings: Settings,
+    frozen: std::path::PathBuf,
+    engine: EngineHandle,
+    published: watch::Receiver<Published>,
+    readiness: watch::Sender<Readiness>,
+    routes: rtnetlink::Handle,
+    own: Option<BTreeSet<std::net::IpAddr>>,
+    attached: Option<u32>,
+    installed: bool,
+}
+
+impl Network {
+    /// Opens rtnetlink.
+    ///
+    /// # Errors
+    /// Where it cannot be had.
+    pub fn new(
+        settings: Settings,
+        frozen: std::path::PathBuf,
+        engine: EngineHandle,
+        published: watch::Receiver<Published>,
+        readiness: watch::Sender<Readiness>,
+    ) -> std::io::Result<Self> {
+        let (connection, routes, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self {
+            settings,
+            frozen,
+            engine,
+            published,
+            readiness,
+            routes,
+            own: None,
+            attached: None,
+            installed: false,
+        })
+    }
+
+    /// Works for ever.
+    ///
+    /// # Errors
+    /// Where rtnetlink breaks.
+    pub async fn run(mut self) -> std::io::Result<()> {
+        let mut notices = links::notices()?;
+        loop {
+            let seen = self.published.borrow_and_update().clone();
+            let result = self.round(&seen).await;
+            let wait =
+                if result.waiting_for.is_none() && result.problems.is_empty() { REGULARLY } else { RETRY };
+            self.readiness.send_if_modified(|there| {
+                let changed = *there != result;
+                if changed {
+                    for problem in result.problems.iter().filter(|p| !there.problems.contains(p)) {
+                        tracing::warn!("{problem}");
+                    }
+                    match (&result.waiting_for, &there.waiting_for) {
+                        (None, Some(_)) => tracing::info!("ready"),
+                        (Some(what), before) if before.as_ref() != Some(what) => {
+                            tracing::info!("waiting: {what}");
+                        }
+                        _ => {}
+                    }
+                    *there = result;
+                }
+                changed
+            });
+            if !self.await_change(&mut notices, wait).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until something may have changed; `false` where the engine has ended.
+    async fn await_change(&mut self, notices: &mut links::Notices, wait: Duration) -> std::io::Result<bool> {
+        let broken = || std::io::Error::other("rtnetlink notifications have ended");
+        let until = Instant::now() + wait;
+        tokio::select! {
+            changed = self.published.changed() => return Ok(changed.is_ok()),
+            notice = timeout_at(until, notices.next()) => match notice {
+                Err(_) => return Ok(true),
+                Ok(notice) => self.heed(notice.ok_or_else(broken)?),
+            },
+        }
+        // Interfaces come with several notices each.
+        let until = Instant::now() + 4 * QUIET;
+        while Instant::now() < until {
+            match timeout(QUIET, notices.next()).await {
+                Err(_) => break,
+                Ok(notice) => self.heed(notice.ok_or_else(broken)?),
+            }
+        }
+        Ok(true)
+    }
+
+    fn heed(&self, notice: Notice) {
+        if let Notice::LinkGone(ifindex) = notice {
+            self.engine.tell(Message::LinkGone(ifindex));
+        }
+    }
+
+    /// Looks at everything once and puts it right.
+    async fn round(&mut self, published: &Published) -> Readiness {
+        let before = self.readiness.borrow().clone();
+        let interfaces = match links::interfaces(&self.routes).await {
+            Ok(interfaces) => interfaces,
+            Err(e) => {
+                let problem = format!("listing interfaces: {e}");
+                return Readiness { problems: vec![problem], ..before };
+            }
+        };
+        self.engine.tell(Message::Links(interfaces.indexes()));
+        let own = interfaces.addresses();
+        if self.own.as_ref() != Some(&own) {
+            self.engine.tell(Message::OwnAddresses(own.clone()));
+            self.own = Some(own);
+        }
+        // What once was ready stays so: the tables hold whatever happens to objects.
+        let was_ready = self.installed && before.waiting_for.is_none();
+        let mut now = Readiness { waiting_for: None, uplink: before.uplink.clone(), problems: Vec::new() };
+        if let Err(what) = self.put_right(published, &interfaces, &mut now).await {
+            if was_ready {
+                now.problems.push(what);
+            } else {
+                now.waiting_for = Some(what);
+            }
+        }
+        now
+    }
+
+    async fn put_right(
+        &mut self,
+        published: &Published,
+        interfaces: &Interfaces,
+        now: &mut Readiness,
+    ) -> Result<(), String> {
+        if !published.synced {
+            return Err("the state of the world is not known yet".to_owned());
+        }
+        let name = &self.settings.node_name;
+        let node = published.nodes.get(name).ok_or_else(|| format!("Node {name} is not known"))?;
+        if node.pod_cidrs.is_empty() {
+            return Err(format!("Node {name} has no pod CIDR of its own"));
+        }
+        let uplink = match &self.settings.uplink {
+            Some(uplink) => interfaces
+                .by_name(uplink)
+                .ok_or_else(|| format!("there is no interface {uplink} (--uplink)"))?,
+            None => interfaces.by_address(&node.addresses).ok_or_else(|| {
+                format!(
+                    "no interface holds an address of Node {name} ({:?}): name one with --uplink",
+                    node.addresses
+                )
+            })?,
+        };
+        now.uplink = Some(uplink.name.clone());
+        if self.attached != Some(uplink.index) {
+            self.engine
+                .ask(|reply| Message::Uplink(uplink.index, reply))
+                .await
+                .map_err(|e| e.message)?
+                .map_err(|e| format!("attaching to {}: {e}", uplink.name))?;
+            self.attached = Some(uplink.index);
+        }
+        now.problems.extend(sysctl::set(&uplink.name, node.pod_cidrs.iter().any(|c| c.is_ipv6())));
+        let (wanted, problems) = plan::wanted(name, &published.nodes, uplink.index);
+        now.problems.extend(problems);
+        now.problems.extend(routes::reconcile(&self.routes, &wanted).await);
+        if !published.active {
+            return Err("policy is not in force yet".to_owned());
+        }
+        let info = NodeInfo {
+            node_name: name.clone(),
+            pod_cidrs: node.pod_cidrs.clone(),
+            mtu: self.settings.mtu.unwrap_or(uplink.mtu),
+            frozen: self.frozen.clone(),
+            add_timeout_ms: u64::try_from(self.settings.add_timeout.as_millis()).unwrap_or(u64::MAX),
+        };
+        let run = &self.settings.run;
+        conflist::write_node(run, &info).map_err(|e| format!("writing {}: {e}", run.node().display()))?;
+        if !self.installed {
+            let folder = &self.settings.cni_conf_dir;
+            conflist::write_conflist(folder, run)
+                .map_err(|e| format!("writing the CNI configuration in {}: {e}", folder.display()))?;
+            self.installed = true;
+        }
+        Ok(())
+    }
+}

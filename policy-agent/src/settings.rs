@@ -1,0 +1,282 @@
+//! Flags, and the file that gives their defaults.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use fairlead_api::{BPFFS, CNI_CONF_DIR, RUN_DIR, RunDir};
+use fairlead_common::maps::DEFAULT_MARK_MASK;
+use serde::Deserialize;
+
+/// Connects the pods of this node and enforces NetworkPolicy.
+#[derive(Debug, Default, Parser)]
+#[command(name = "fairlead-agent", version)]
+pub struct Flags {
+    /// YAML file with settings: every key is a flag's name in camelCase; flags win.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Settings.
+    #[command(flatten)]
+    pub values: Values,
+}
+
+/// Settings as flags and file give them.
+#[derive(Clone, Debug, Default, Deserialize, Parser)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Values {
+    /// Directory of Kubernetes manifests to take the state of the world from.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// Name of this node [default: hostname].
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Directory of the socket and of what plugin and agent share [default: /run/fairlead].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Directory in a BPF file system [default: /sys/fs/bpf/fairlead].
+    #[arg(long, value_name = "DIR")]
+    pub bpffs: Option<PathBuf>,
+    /// Where the container runtime looks for CNI configurations [default: /etc/cni/net.d].
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Interface towards the other nodes [default: the one with the node's InternalIP].
+    #[arg(long, value_name = "INTERFACE")]
+    pub uplink: Option<String>,
+    /// Address for /healthz, /readyz and /metrics; empty for none [default: :9470].
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<String>,
+    /// Format of the log: text or json [default: text].
+    #[arg(long)]
+    pub log_format: Option<LogFormat>,
+    /// MTU of pods in bytes [default: the uplink's].
+    #[arg(long)]
+    pub mtu: Option<u32>,
+    /// Whether packets between pods may skip the host's stack [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub fast_path: Option<bool>,
+    /// Bits of the packet mark that may be used, at least 12 in a row [default: 0x0fff0000].
+    #[arg(long, value_name = "MASK")]
+    pub mark_mask: Option<String>,
+    /// How long a pod's ADD waits for the pod's object, as 10s or 500ms [default: 10s].
+    #[arg(long, value_name = "TIME")]
+    pub add_timeout: Option<String>,
+}
+
+/// Format of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object to a line.
+    Json,
+}
+
+/// Settings with their defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// Name of this node.
+    pub node_name: String,
+    /// Run directory.
+    pub run: RunDir,
+    /// Directory in a BPF file system.
+    pub bpffs: PathBuf,
+    /// Directory of CNI configurations.
+    pub cni_conf_dir: PathBuf,
+    /// Name of the uplink, where it was given.
+    pub uplink: Option<String>,
+    /// Address of the HTTP server; `None` for no server.
+    pub http_listen: Option<String>,
+    /// MTU of pods, where it was given.
+    pub mtu: Option<u32>,
+    /// Whether packets may skip the host's stack.
+    pub fast_path: bool,
+    /// Bits of the packet mark.
+    pub mark_mask: u32,
+    /// How long an ADD waits.
+    pub add_timeout: Duration,
+}
+
+/// A setting that cannot be used. The process ends with exit code 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A value.
+    #[error("{setting}: {message}")]
+    Value {
+        /// Name of the flag.
+        setting: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The file.
+    #[error("--config {}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// No source.
+    #[error(
+        "nothing says where the state of the world is to come from: give --manifests DIR \
+         (the API server as a source, --kubeconfig and in-cluster, is not in this version yet)"
+    )]
+    NoSource,
+}
+
+impl Values {
+    /// Reads a settings file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or has a key that is no setting.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let error = |message| SettingsError::File { path: path.to_owned(), message };
+        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_yaml_ng::from_str(&text).map_err(|e| error(e.to_string()))
+    }
+
+    /// These, and where they say nothing, the others.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            manifests: self.manifests.or(other.manifests),
+            node_name: self.node_name.or(other.node_name),
+            run_dir: self.run_dir.or(other.run_dir),
+            bpffs: self.bpffs.or(other.bpffs),
+            cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
+            uplink: self.uplink.or(other.uplink),
+            http_listen: self.http_listen.or(other.http_listen),
+            log_format: self.log_format.or(other.log_format),
+            mtu: self.mtu.or(other.mtu),
+            fast_path: self.fast_path.or(other.fast_path),
+            mark_mask: self.mark_mask.or(other.mark_mask),
+            add_timeout: self.add_timeout.or(other.add_timeout),
+        }
+    }
+
+    /// Fills in the defaults and checks all values.
+    ///
+    /// # Errors
+    /// The first value that cannot be used.
+    pub fn settle(self) -> Result<Settings, SettingsError> {
+        let value = |setting, message| SettingsError::Value { setting, message };
+        let manifests = self.manifests.ok_or(SettingsError::NoSource)?;
+        let node_name = match self.node_name.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => std::fs::read_to_string("/proc/sys/kernel/hostname")
+                .map(|name| name.trim().to_lowercase())
+                .map_err(|e| value("--node-name", format!("not given, and the host's name: {e}")))?,
+        };
+        if let Some(mtu) = self.mtu
+            && !(1280..=65535).contains(&mtu)
+        {
+            return Err(value("--mtu", format!("{mtu} is not between 1280 and 65535")));
+        }
+        let mark_mask = match self.mark_mask {
+            None => DEFAULT_MARK_MASK,
+            Some(text) => mark_mask(&text).map_err(|e| value("--mark-mask", e))?,
+        };
+        let add_timeout = match self.add_timeout {
+            None => Duration::from_secs(10),
+            Some(text) => duration(&text).map_err(|e| value("--add-timeout", e))?,
+        };
+        let http_listen = self.http_listen.unwrap_or_else(|| ":9470".to_owned());
+        Ok(Settings {
+            manifests,
+            node_name,
+            run: RunDir(self.run_dir.unwrap_or_else(|| RUN_DIR.into())),
+            bpffs: self.bpffs.unwrap_or_else(|| BPFFS.into()),
+            cni_conf_dir: self.cni_conf_dir.unwrap_or_else(|| CNI_CONF_DIR.into()),
+            uplink: self.uplink.filter(|name| !name.is_empty()),
+            http_listen: (!http_listen.is_empty()).then(|| {
+                if http_listen.starts_with(':') { format!("[::]{http_listen}") } else { http_listen }
+            }),
+            mtu: self.mtu,
+            fast_path: self.fast_path.unwrap_or(true),
+            mark_mask,
+            add_timeout,
+        })
+    }
+}
+
+fn mark_mask(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let mask = parsed.map_err(|_| format!("{text:?} is not a number of 32 bits"))?;
+    let in_a_row = mask.count_ones() == 32 - mask.leading_zeros() - mask.trailing_zeros().min(32);
+    if mask == 0 || mask.count_ones() < 12 || !in_a_row {
+        return Err(format!("{text} does not have at least 12 bits, all in a row"));
+    }
+    if mask & 0xc000 != 0 {
+        return Err(format!("{text} contains 0x4000 or 0x8000, which kube-proxy uses"));
+    }
+    Ok(mask)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let error = || format!("{text:?} is not a time such as 10s or 500ms");
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = digits.parse().map_err(|_| error())?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(error),
+        _ => Err(error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(words: &[&str]) -> Values {
+        let words = ["fairlead-agent"].iter().chain(words);
+        Flags::try_parse_from(words).unwrap().values
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.yaml");
+        std::fs::write(&file, "fastPath: false\nmtu: 1400\naddTimeout: 3s\nnodeName: from-file\n").unwrap();
+        let values = flags(&["--manifests", "/m", "--mtu", "1500"]).or(Values::read(&file).unwrap());
+        let settings = Values { node_name: Some("n".into()), ..values }.settle().unwrap();
+        assert_eq!(settings.mtu, Some(1500));
+        assert!(!settings.fast_path);
+        assert_eq!(settings.add_timeout, Duration::from_secs(3));
+        assert_eq!(settings.run.path(), Path::new("/run/fairlead"));
+        assert_eq!(settings.http_listen.as_deref(), Some("[::]:9470"));
+        assert_eq!(settings.mark_mask, DEFAULT_MARK_MASK);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        assert_eq!(flags(&[]).settle(), Err(SettingsError::NoSource));
+        for (words, flag) in [
+            (&["--mark-mask", "0xff"][..], "--mark-mask"),
+            (&["--mark-mask", "0xffff"], "--mark-mask"),
+            (&["--mark-mask", "0xf0ff0000"], "--mark-mask"),
+            (&["--add-timeout", "soon"], "--add-timeout"),
+            (&["--mtu", "100"], "--mtu"),
+        ] {
+            let mut all = vec!["--manifests", "/m", "--node-name", "n"];
+            all.extend(words);
+            let error = flags(&all).settle().unwrap_err();
+            assert!(matches!(&error, SettingsError::Value { setting, .. } if *setting == flag), "{error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.yaml");
+        std::fs::write(&file, "fast-path: false\n").unwrap();
+        let error = Values::read(&file).unwrap_err().to_string();
+        assert!(error.contains("fast-path"), "{error}");
+        assert_eq!(flags(&["--manifests", "/m", "--http-listen", ""]).settle().unwrap().http_listen, None);
+    }
+}
