@@ -198,7 +198,6 @@ impl Ledger {
         let lock = match open() {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 fs::create_dir_all(&ipam).context(|| ipam.display().to_string())?;
-                fs::create_dir_all(run.endpoints()).context(|| run.endpoints().display().to_string())?;
                 open()
             }
             file => file,
@@ -487,7 +486,16 @@ impl Ledger {
         let json = serde_json::to_vec_pretty(attachment)
             .map_err(|e| CniError::new(code::IO, format!("{}: {e}", path.display())))?;
         let new = self.run.ipam().join("attachment");
-        fs::write(&new, json).and_then(|()| fs::rename(&new, &path)).context(|| path.display().to_string())
+        fs::write(&new, json).context(|| new.display().to_string())?;
+        let step = || fs::rename(&new, &path);
+        let moved = match step() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                fs::create_dir_all(self.run.endpoints()).context(|| path.display().to_string())?;
+                step()
+            }
+            moved => moved,
+        };
+        moved.context(|| path.display().to_string())
     }
 }
 

@@ -32,9 +32,7 @@ pub fn allocate<S: Store>(
             }
         }
         let Some((pool, mut state, resting)) = longest else {
-            return Err(Refused::Exhausted(
-                pools.iter().map(|p| p.name().to_owned()).collect(),
-            ));
+            return Err(Refused::Exhausted(pools.iter().map(|p| p.name().to_owned()).collect()));
         };
         state.early += 1;
         if let Some(lease) = wake(store, pool, &mut state, resting, owner)? {
@@ -73,9 +71,7 @@ pub fn reserve<S: Store>(
     if taken {
         return Ok(lease);
     }
-    let owner = store
-        .lease(address)?
-        .map_or_else(|| owner.clone(), |lease| lease.owner);
+    let owner = store.lease(address)?.map_or_else(|| owner.clone(), |lease| lease.owner);
     Err(Refused::InUse { address, owner })
 }
 
@@ -117,10 +113,7 @@ pub fn reconcile<S: Store>(
     for pool in pools {
         let mut state = state(store, pool)?;
         for address in store.all_ahead(pool.name())? {
-            if pool
-                .position(address)
-                .is_some_and(|position| position < state.fresh)
-            {
+            if pool.position(address).is_some_and(|position| position < state.fresh) {
                 queue(store, pool.name(), address, &mut state)?;
             }
         }
@@ -149,12 +142,7 @@ pub fn available<S: Store>(store: &mut S, pools: &[Pool]) -> Result<bool, S::Err
 }
 
 fn lease(pool: &Pool, position: u64, owner: &Owner) -> Lease {
-    Lease {
-        address: pool.address(position),
-        pool: pool.name().to_owned(),
-        position,
-        owner: owner.clone(),
-    }
+    Lease { address: pool.address(position), pool: pool.name().to_owned(), position, owner: owner.clone() }
 }
 
 fn release_lease<S: Store>(store: &mut S, lease: &Lease, now: Duration) -> Result<(), S::Error> {
@@ -280,10 +268,7 @@ fn head<S: Store>(store: &S, pool: &Pool, state: &mut State) -> Result<Option<Re
 
 fn number_of<S: Store>(store: &S, pool: &Pool, address: IpAddr) -> Result<Option<u64>, S::Error> {
     let resting = store.all_resting(pool.name())?;
-    Ok(resting
-        .into_iter()
-        .find(|(_, r)| r.address == address)
-        .map(|(number, _)| number))
+    Ok(resting.into_iter().find(|(_, r)| r.address == address).map(|(number, _)| number))
 }
 
 fn state<S: Store>(store: &mut S, pool: &Pool) -> Result<State, S::Error> {

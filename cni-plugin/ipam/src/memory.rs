@@ -92,18 +92,11 @@ impl Store for Memory {
     }
     fn all_resting(&self, pool: &str) -> Result<BTreeMap<u64, Resting>, Killed> {
         self.step()?;
-        Ok(self
-            .queue
-            .iter()
-            .filter(|(k, _)| k.0 == pool)
-            .map(|(k, r)| (k.1, *r))
-            .collect())
+        Ok(self.queue.iter().filter(|(k, _)| k.0 == pool).map(|(k, r)| (k.1, *r)).collect())
     }
     fn wake(&mut self, number: u64, lease: &Lease) -> Result<bool, Killed> {
         self.step()?;
-        self.queue
-            .remove(&(lease.pool.clone(), number))
-            .expect("wakes from rest");
+        self.queue.remove(&(lease.pool.clone(), number)).expect("wakes from rest");
         let free = !self.used.contains_key(&lease.address);
         if free {
             self.used.insert(lease.address, lease.clone());
@@ -131,9 +124,7 @@ impl Store for Memory {
     }
     fn wake_ahead(&mut self, lease: &Lease) -> Result<bool, Killed> {
         self.step()?;
-        self.ahead
-            .remove(&(lease.pool.clone(), lease.address))
-            .expect("was ahead");
+        self.ahead.remove(&(lease.pool.clone(), lease.address)).expect("was ahead");
         let free = !self.used.contains_key(&lease.address);
         if free {
             self.used.insert(lease.address, lease.clone());
@@ -146,16 +137,12 @@ impl Store for Memory {
             return Ok(false);
         }
         let since = self.ahead.remove(&(pool.to_owned(), address)).expect("was ahead");
-        self.queue
-            .insert((pool.to_owned(), number), Resting { address, since });
+        self.queue.insert((pool.to_owned(), number), Resting { address, since });
         Ok(true)
     }
     fn unqueue(&mut self, pool: &str, address: IpAddr, number: u64) -> Result<(), Killed> {
         self.step()?;
-        let resting = self
-            .queue
-            .remove(&(pool.to_owned(), number))
-            .expect("was resting");
+        let resting = self.queue.remove(&(pool.to_owned(), number)).expect("was resting");
         self.ahead.insert((pool.to_owned(), address), resting.since);
         Ok(())
     }

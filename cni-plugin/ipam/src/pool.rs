@@ -88,24 +88,14 @@ impl Pool {
         let to = end.map_or(Ok(last), inside)?;
         if from > to {
             let bound = |n| address(ipv6, n);
-            return Err(InvalidPool::Reversed {
-                start: bound(from),
-                end: bound(to),
-                network,
-            });
+            return Err(InvalidPool::Reversed { start: bound(from), end: bound(to), network });
         }
         let mut name = format!("{}-{}", network.network(), network.prefix());
         for bound in [start, end].into_iter().flatten() {
             name.push_str(&format!("-{bound}"));
         }
         let len = u64::try_from(to - from).unwrap_or(u64::MAX - 1).saturating_add(1);
-        Ok(Self {
-            name,
-            ipv6,
-            first: from,
-            len,
-            excluded: Vec::new(),
-        })
+        Ok(Self { name, ipv6, first: from, len, excluded: Vec::new() })
     }
 
     /// The same without the addresses of the networks in `exclude`.

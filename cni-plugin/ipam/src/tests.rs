@@ -18,10 +18,7 @@ fn pool(s: &str) -> Pool {
     Pool::new(net(s)).unwrap()
 }
 fn owner(n: u32) -> Owner {
-    Owner {
-        container_id: format!("c{n}"),
-        ifname: "eth0".into(),
-    }
+    Owner { container_id: format!("c{n}"), ifname: "eth0".into() }
 }
 const fn at(seconds: u64) -> Duration {
     Duration::from_secs(1000 + seconds)
@@ -32,18 +29,9 @@ fn network_gateway_and_broadcast_are_never_given_out() {
     let mut store = Memory::default();
     let pools = [pool("10.0.0.0/29")];
     assert_eq!(pools[0].capacity(), 5);
-    let given: Vec<String> = (0..5)
-        .map(|n| {
-            allocate(&mut store, &pools, &owner(n), at(0))
-                .unwrap()
-                .address
-                .to_string()
-        })
-        .collect();
-    assert_eq!(
-        given,
-        ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]
-    );
+    let given: Vec<String> =
+        (0..5).map(|n| allocate(&mut store, &pools, &owner(n), at(0)).unwrap().address.to_string()).collect();
+    assert_eq!(given, ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
     assert_eq!(
         allocate(&mut store, &pools, &owner(9), at(0)),
         Err(Refused::Exhausted(vec!["10.0.0.0-29".into()]))
@@ -57,58 +45,29 @@ fn network_gateway_and_broadcast_are_never_given_out() {
 
 #[test]
 fn ranges_that_hold_nothing_are_refused() {
-    for network in [
-        "10.0.0.0/32",
-        "10.0.0.0/31",
-        "10.0.0.0/30",
-        "fd00::/128",
-        "fd00::/127",
-    ] {
+    for network in ["10.0.0.0/32", "10.0.0.0/31", "10.0.0.0/30", "fd00::/128", "fd00::/127"] {
         let result = Pool::new(net(network));
         // A /30 has one address left beside network, gateway and broadcast.
         assert_eq!(result.is_ok(), network.ends_with("/30"), "{network}");
     }
     let within = |start, end| Pool::within(net("10.0.0.0/24"), Some(ip(start)), Some(ip(end)));
     assert_eq!(within("10.0.0.10", "10.0.0.19").unwrap().capacity(), 10);
-    assert!(matches!(
-        within("10.0.1.10", "10.0.0.19"),
-        Err(InvalidPool::Outside { .. })
-    ));
-    assert!(matches!(
-        within("10.0.0.10", "10.0.0.255"),
-        Err(InvalidPool::Outside { .. })
-    ));
-    assert!(matches!(
-        within("fd00::1", "10.0.0.19"),
-        Err(InvalidPool::Outside { .. })
-    ));
-    assert!(matches!(
-        within("10.0.0.20", "10.0.0.19"),
-        Err(InvalidPool::Reversed { .. })
-    ));
+    assert!(matches!(within("10.0.1.10", "10.0.0.19"), Err(InvalidPool::Outside { .. })));
+    assert!(matches!(within("10.0.0.10", "10.0.0.255"), Err(InvalidPool::Outside { .. })));
+    assert!(matches!(within("fd00::1", "10.0.0.19"), Err(InvalidPool::Outside { .. })));
+    assert!(matches!(within("10.0.0.20", "10.0.0.19"), Err(InvalidPool::Reversed { .. })));
 }
 
 #[test]
 fn excluded_addresses_are_stepped_over() {
-    let exclude = [
-        net("10.0.0.2/32"),
-        net("10.0.0.4/31"),
-        net("fd00::/16"),
-        net("10.9.0.0/16"),
-    ];
+    let exclude = [net("10.0.0.2/32"), net("10.0.0.4/31"), net("fd00::/16"), net("10.9.0.0/16")];
     let pools = [pool("10.0.0.0/28").excluding(&exclude)];
     assert_eq!(pools[0].capacity(), 10);
     let mut store = Memory::default();
     for expected in ["10.0.0.3", "10.0.0.6", "10.0.0.7"] {
-        assert_eq!(
-            allocate(&mut store, &pools, &owner(1), at(0)).unwrap().address,
-            ip(expected)
-        );
+        assert_eq!(allocate(&mut store, &pools, &owner(1), at(0)).unwrap().address, ip(expected));
     }
-    assert_eq!(
-        reserve(&mut store, &pools, ip("10.0.0.5"), &owner(2)),
-        Err(Refused::Outside(ip("10.0.0.5")))
-    );
+    assert_eq!(reserve(&mut store, &pools, ip("10.0.0.5"), &owner(2)), Err(Refused::Outside(ip("10.0.0.5"))));
     assert_eq!(pool("10.0.0.0/28").excluding(&[net("10.0.0.0/8")]).next(0), None);
 }
 
@@ -120,15 +79,9 @@ fn a_released_address_comes_back_last_and_rested() {
     assert!(release(&mut store, first, &owner(0), at(1)).unwrap());
     assert!(!release(&mut store, first, &owner(0), at(2)).unwrap(), "twice");
     for n in 1..5 {
-        assert_ne!(
-            allocate(&mut store, &pools, &owner(n), at(2)).unwrap().address,
-            first
-        );
+        assert_ne!(allocate(&mut store, &pools, &owner(n), at(2)).unwrap().address, first);
     }
-    assert_eq!(
-        allocate(&mut store, &pools, &owner(5), at(31)).unwrap().address,
-        first
-    );
+    assert_eq!(allocate(&mut store, &pools, &owner(5), at(31)).unwrap().address, first);
     assert_eq!(store.states["10.0.0.0-29"].early, 0);
 }
 
@@ -143,10 +96,7 @@ fn when_nothing_else_is_free_the_longest_rested_is_given_and_counted() {
     release(&mut store, a, &owner(0), at(2)).unwrap();
     assert_eq!(allocate(&mut store, &pools, &owner(2), at(3)).unwrap().address, b);
     assert_eq!(allocate(&mut store, &pools, &owner(2), at(3)).unwrap().address, a);
-    assert_eq!(
-        store.states["10.0.0.0-30"].early + store.states["10.0.1.0-30"].early,
-        2
-    );
+    assert_eq!(store.states["10.0.0.0-30"].early + store.states["10.0.1.0-30"].early, 2);
 }
 
 #[test]
@@ -167,10 +117,7 @@ fn an_address_asked_for_is_given_whatever_its_place() {
     reserve(&mut store, &pools, ip("10.0.0.3"), &owner(0)).unwrap();
     assert_eq!(
         reserve(&mut store, &pools, ip("10.0.0.3"), &owner(1)),
-        Err(Refused::InUse {
-            address: ip("10.0.0.3"),
-            owner: owner(0)
-        })
+        Err(Refused::InUse { address: ip("10.0.0.3"), owner: owner(0) })
     );
     assert_eq!(given(allocate(&mut store, &pools, &owner(1), at(0))), "10.0.0.2");
     assert_eq!(given(allocate(&mut store, &pools, &owner(2), at(0))), "10.0.0.4");
@@ -191,9 +138,8 @@ fn an_address_asked_for_is_given_whatever_its_place() {
 fn a_lost_state_is_rebuilt_from_what_is_there() {
     let mut store = Memory::default();
     let pools = [pool("10.0.0.0/28")];
-    let leases: Vec<Lease> = (0..6)
-        .map(|n| allocate(&mut store, &pools, &owner(n), at(0)).unwrap())
-        .collect();
+    let leases: Vec<Lease> =
+        (0..6).map(|n| allocate(&mut store, &pools, &owner(n), at(0)).unwrap()).collect();
     for lease in &leases[..3] {
         release(&mut store, lease.address, &lease.owner, at(10)).unwrap();
     }
@@ -231,12 +177,7 @@ fn an_allocation_takes_as_many_steps_with_60000_in_use_as_with_10() {
         }
         most
     };
-    assert!(
-        steps(60_000) <= steps(10) + 2,
-        "{} against {}",
-        steps(60_000),
-        steps(10)
-    );
+    assert!(steps(60_000) <= steps(10) + 2, "{} against {}", steps(60_000), steps(10));
     assert!(steps(60_000) <= 8);
 }
 

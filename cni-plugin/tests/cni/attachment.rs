@@ -308,3 +308,36 @@ fn thirty_at_once() {
     all("DEL");
     node.assert_clean();
 }
+
+#[test]
+fn the_same_container_added_by_many_at_once_is_added_once() {
+    let Some(node) = Node::new(&DUAL) else { return };
+    let pod = node.pod("a");
+    let outputs: Vec<_> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..8).map(|_| scope.spawn(|| node.add(&pod))).collect();
+        callers.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    let (done, refused): (Vec<_>, Vec<_>) = outputs.into_iter().partition(|o| o.ok);
+    assert_eq!(done.len(), 1);
+    assert!(refused.iter().all(|o| o.code() == 101));
+    assert_eq!((node.used().len(), node.interfaces().len()), (2, 1));
+    node.del(&pod).success();
+    node.assert_clean();
+}
+
+#[test]
+fn an_address_is_not_given_again_at_once_and_no_index_ever() {
+    let Some(node) = Node::new(&DUAL) else { return };
+    let (mut addresses, mut indexes) = (Vec::new(), Vec::new());
+    for n in 0..6 {
+        let pod = node.pod(&format!("p{n}"));
+        node.add(&pod).success();
+        let attachment = node.attachment(&pod).unwrap();
+        assert!(fairlead_common::maps::ifindex_usable(attachment.host_ifindex));
+        addresses.push(attachment.addresses[0]);
+        indexes.push(attachment.host_ifindex);
+        node.del(&pod).success();
+    }
+    assert!(addresses.is_sorted_by(|a, b| a < b), "{addresses:?}");
+    assert!(indexes.is_sorted_by(|a, b| a < b) && indexes[0] > 0x10000, "{indexes:?}");
+}
