@@ -1,12 +1,14 @@
 //! ADD: all of it or nothing.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fairlead_api::client::{Client, ClientError, endpoint_path};
 use fairlead_api::{Attachment, EndpointStatus, ErrorCode, Mac, NodeInfo, RunDir};
 use fairlead_ipam::Owner;
 use ipnetwork::IpNetwork;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, State};
 
 use crate::bpf::{self, Trampolines};
 use crate::config::{Addresses, Config};
@@ -24,6 +26,8 @@ use crate::wire;
 const GRACE: Duration = Duration::from_millis(250);
 /// How long undoing waits for the agent.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long the kernel may take to find that both ends are up.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Interface indexes that are tried when the agent or the kernel say that one is taken.
 const TRIES: u32 = 8;
 /// Smallest MTU that IPv6 allows, in bytes.
@@ -230,6 +234,7 @@ impl Attempt<'_> {
         host.all(wire::host_side(a)).map_err(kernel)?;
         log.step("host");
         self.configure(a)?;
+        settle(&mut host, a.host_ifindex).map_err(kernel)?;
         log.step("pod");
         let limit = Duration::from_millis(self.node.add_timeout_ms) + GRACE;
         let client = Client::new(self.run.socket()).with_timeout(limit);
@@ -339,6 +344,27 @@ impl Attempt<'_> {
             log.note(format!("undo: {e}"));
         }
         result.is_ok()
+    }
+}
+
+/// Waits until the host's end can send.
+///
+/// It was up before its peer was, so it has no carrier until the kernel's link watch has run, which
+/// is later, and drops until then what is sent to the pod. Asking for the link makes kernels from 6.7
+/// on run it at once; with others its operational state tells when it has.
+fn settle(host: &mut Netlink, ifindex: u32) -> std::io::Result<()> {
+    let begin = Instant::now();
+    loop {
+        let link = host.get(wire::link(ifindex))?;
+        let up = matches!(&link, Some(RouteNetlinkMessage::NewLink(link))
+            if link.attributes.contains(&LinkAttribute::OperState(State::Up)));
+        if up {
+            return Ok(());
+        }
+        if begin.elapsed() > SETTLE {
+            return Err(std::io::Error::other("the interface has no carrier"));
+        }
+        std::thread::sleep(Duration::from_micros(500));
     }
 }
 

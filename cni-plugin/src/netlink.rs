@@ -112,8 +112,20 @@ impl Netlink {
     /// # Errors
     /// What the kernel says.
     pub fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.ask(message, NLM_F_DUMP)
+    }
+
+    /// Asks for the one thing that `message` is a question for.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        Ok(self.ask(message, NLM_F_ACK)?.pop())
+    }
+
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut bytes = Vec::new();
-        self.append(&mut bytes, message, NLM_F_DUMP);
+        self.append(&mut bytes, message, flags);
         self.send(&bytes)?;
         let mut found = Vec::new();
         loop {
@@ -126,7 +138,9 @@ impl Netlink {
                 let ours = message.header.sequence_number == self.sequence;
                 match message.payload {
                     NetlinkPayload::Done(_) if ours => return Ok(found),
-                    NetlinkPayload::Error(e) if ours => return Err(e.to_io()),
+                    NetlinkPayload::Error(e) if ours => {
+                        return if e.code.is_none() { Ok(found) } else { Err(e.to_io()) };
+                    }
                     NetlinkPayload::InnerMessage(inner) if ours => found.push(inner),
                     _ => {}
                 }

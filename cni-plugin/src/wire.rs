@@ -305,6 +305,13 @@ fn route(ifindex: u32, to: Option<IpAddr>, via: Option<IpAddr>) -> RouteMessage 
     message
 }
 
+/// Asks for an interface.
+pub fn link(ifindex: u32) -> Message {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    Message::GetLink(message)
+}
+
 /// Removes an interface and, with a veth, its other end.
 pub fn remove(ifindex: u32) -> Request {
     let mut message = LinkMessage::default();
