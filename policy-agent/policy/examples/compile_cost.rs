@@ -139,7 +139,7 @@ fn main() {
     let quiet =
         ((10_000.0 * scale) as usize).saturating_sub(BUSY * BUSY_POLICIES) / (namespaces - BUSY).max(1);
     let before = resident_kib();
-    let mut compiler = Compiler::new(Limits::default());
+    let mut compiler = Compiler::new(Limits { peers: 1 << 21, ..Limits::default() });
     let mut told = Duration::ZERO;
     let mut slot = 1;
     for n in 0..namespaces {
