@@ -37,6 +37,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => std::process::exit(0),
     };
 
+    tracing::info!(node = settings.node_name, version = env!("CARGO_PKG_VERSION"), "in charge");
     let restored = restored(&settings)?;
     let datapath = Datapath::open(&fairlead_datapath::Options {
         fast_path: settings.fast_path,
@@ -44,8 +45,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         ..fairlead_datapath::Options::new(&settings.bpffs)
     })
     .context("cannot open the datapath")?;
-    let frozen = datapath.frozen();
-    let frozen = frozen.to_owned();
+    let frozen = datapath.frozen().to_owned();
+    tracing::info!(endpoints = restored.len(), "datapath loaded");
     let options = engine::Options {
         node_name: settings.node_name.clone(),
         add_timeout: settings.add_timeout,

@@ -162,6 +162,10 @@ pub enum Outcome {
 
 /// One change of the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "changes are moved once each, and nearly all are of the large kind"
+)]
 pub enum Change {
     /// The object is there, or has changed.
     Apply(Parsed),
