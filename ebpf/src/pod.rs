@@ -19,7 +19,7 @@ const ICMP_ERROR: i32 = i32::MIN;
 
 /// tc ingress of a pod's host interface: what the pod sends.
 #[classifier]
-pub fn from_pod(ctx: TcContext) -> i32 {
+pub(crate) fn from_pod(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
     skb.pull();
@@ -122,7 +122,7 @@ where
 
 /// tc egress of a pod's host interface: what the host's stack delivers to the pod.
 #[classifier]
-pub fn to_pod(ctx: TcContext) -> i32 {
+pub(crate) fn to_pod(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
     skb.pull();

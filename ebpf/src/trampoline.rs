@@ -29,7 +29,7 @@ macro_rules! trampolines {
     ($($name:ident = $hook:ident;)*) => {$(
         #[doc = concat!("Jumps to entry `", stringify!($hook), "`.")]
         #[classifier]
-        pub fn $name(ctx: TcContext) -> i32 {
+        pub(crate) fn $name(ctx: TcContext) -> i32 {
             jump(&ctx, $hook)
         }
     )*};

@@ -15,7 +15,7 @@ use crate::verdict::{Counted, act, drop_here, pass};
 
 /// tc ingress of the uplink: what reaches the node.
 #[classifier]
-pub fn from_uplink(ctx: TcContext) -> i32 {
+pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
     skb.pull();
@@ -49,7 +49,7 @@ where
 
 /// tc egress of the uplink: what leaves the node.
 #[classifier]
-pub fn to_uplink(ctx: TcContext) -> i32 {
+pub(crate) fn to_uplink(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
     let mark = skb.hook(&state).mark;

@@ -245,6 +245,16 @@ fn destination_may<A: Address, T: Tables<A>>(
     }
 }
 
+/// A flow is no longer allowed. One of TCP stays known, so that each of its packets is judged by its
+/// opening tuple: forgotten, the next one would look like one in mid-stream after an eviction, and pass
+/// where the rules let the other end open such a flow.
+#[inline(always)]
+fn revoke<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>, ip_protocol: u8) {
+    if ip_protocol != protocol::TCP {
+        forget(tables, key, known);
+    }
+}
+
 /// Fills in the ports of a fragment, or remembers those of a first one.
 #[inline(always)]
 fn resolve_fragment<A: Address, T: Tables<A>>(
@@ -488,7 +498,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
         && !flow.has(FLOW_EXEMPT)
         && !source_may(tables, generation, endpoint, p, opened_by_me)
     {
-        forget(tables, key, known);
+        revoke(tables, key, known, p.protocol);
         return Some(if opened_by_me {
             Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
         } else {
@@ -507,7 +517,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
         if flow.judged[destination].get() != generation {
             // An address that is not the endpoint's own was translated: judged where it leaves the stack.
             if !destination_may(tables, generation, target, p, opened_by_me) {
-                forget(tables, key, known);
+                revoke(tables, key, known, p.protocol);
                 return Some(if opened_by_me {
                     Verdict::ingress(DropReason::FlowRevoked, target.ifindex)
                 } else {
@@ -728,7 +738,7 @@ fn known_to_pod<A: Family, T: Tables<A>>(
             }
             if flow.judged[source].get() != generation {
                 if !source_may(tables, generation, sender, p, opened_by_source) {
-                    forget(tables, key, known);
+                    revoke(tables, key, known, p.protocol);
                     return Some(if opened_by_source {
                         Verdict::egress(DropReason::FlowRevoked, sender.ifindex)
                     } else {
@@ -740,7 +750,7 @@ fn known_to_pod<A: Family, T: Tables<A>>(
         }
         if flow.judged[destination].get() != generation {
             if !flow.has(FLOW_EXEMPT) && !destination_may(tables, generation, endpoint, p, opened_by_source) {
-                forget(tables, key, known);
+                revoke(tables, key, known, p.protocol);
                 return Some(if opened_by_source {
                     Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
                 } else {
@@ -790,7 +800,7 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
             let opened_by_source = flow.opener() == source;
             if flow.judged[source].get() != generation {
                 if !source_may(tables, generation, sender, p, opened_by_source) {
-                    forget(tables, &key, &known);
+                    revoke(tables, &key, &known, p.protocol);
                     return Verdict::egress(DropReason::FlowRevoked, sender.ifindex);
                 }
                 flow.judged[source].set(generation);
