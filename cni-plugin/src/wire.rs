@@ -37,6 +37,8 @@ pub const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Index of `lo` in every namespace.
 const LOOPBACK: u32 = 1;
+/// `RT_TABLE_LOCAL` of linux/rtnetlink.h.
+const RT_TABLE_LOCAL: u8 = 255;
 /// Priority and handle of the filters, so that CHECK and agent find them.
 pub const FILTER_PRIORITY: u16 = 1;
 /// See [`FILTER_PRIORITY`].
@@ -248,6 +250,14 @@ fn pod_side_with(a: &Attachment, new: u16) -> Vec<Request> {
             request("add the route to the gateway", new, Message::NewRoute(route(index, Some(via), None))),
             request("add the default route", new, Message::NewRoute(route(index, None, Some(via)))),
         ]);
+        if local.is_ipv6() {
+            // The kernel makes this route itself, but only when its work queue comes to it, even without
+            // duplicate address detection; until then the pod would not take what is sent to it.
+            let mut own = route(index, Some(local), None);
+            own.header.kind = RouteType::Local;
+            own.header.table = RT_TABLE_LOCAL;
+            requests.push(request("add the local route", replace, Message::NewRoute(own)));
+        }
     }
     requests
 }
