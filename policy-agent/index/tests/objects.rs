@@ -1,4 +1,5 @@
 //! Objects: apply, delete and reset of every kind; everything that can be wrong with one.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use fairlead_index::kubernetes::{read, unpack};
 use fairlead_index::{Change, Effect, Index, Kind, Object, ObjectId, Outcome, Parsed};

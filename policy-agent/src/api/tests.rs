@@ -1,1 +1,145 @@
+use std::time::Duration;
 
+use fairlead_api::client::{Client, ClientError, endpoint_path};
+use fairlead_api::status::{Explanation, Status, Verdict};
+use fairlead_api::{EndpointStatus, ErrorCode};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::*;
+use crate::engine::tests::{Running, attachment};
+
+/// An agent's socket with an engine behind it.
+struct Served {
+    _dir: tempfile::TempDir,
+    client: Client,
+    engine: Running,
+    readiness: watch::Sender<Readiness>,
+}
+
+async fn served() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("agent.sock");
+    let engine = Running::ready(Duration::from_millis(30)).await;
+    let waiting_for = Some("something".to_owned());
+    let (readiness, ready) = watch::channel(Readiness { waiting_for, ..Readiness::default() });
+    let service = Service { engine: engine.handle.clone(), node: "n1".into(), readiness: ready };
+    let listener = listen_unix(&path).unwrap();
+    // Left over from an agent that was killed: replaced.
+    drop(listener);
+    let listener = listen_unix(&path).unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    tokio::spawn(async move { axum::serve(listener, router(service)).await });
+    Served { _dir: dir, client: Client::new(path), engine, readiness }
+}
+
+/// Asks from a thread that may block.
+async fn ask<T: Send + 'static>(
+    served: &Served,
+    question: impl FnOnce(&Client) -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, ErrorCode> {
+    let client = served.client.clone();
+    let answer = tokio::task::spawn_blocking(move || question(&client)).await.unwrap();
+    answer.map_err(|e| match e {
+        ClientError::Answer(e) => e.code,
+        other => panic!("{other}"),
+    })
+}
+
+#[tokio::test]
+async fn endpoints_over_the_socket() {
+    let served = served().await;
+    let put = |a| move |c: &Client| c.put::<_, EndpointStatus>("/v1/endpoints", &a);
+    let status = ask(&served, put(attachment(5, Some(("web", "u1"))))).await.unwrap();
+    assert!(status.unlocked);
+    let unknown = ask(&served, put(attachment(6, Some(("nobody", ""))))).await;
+    assert_eq!(unknown, Err(ErrorCode::TryAgain));
+    let garbage = ask(&served, |c| c.put::<_, Value>("/v1/endpoints", &json!({"x": 1}))).await;
+    assert_eq!(garbage, Err(ErrorCode::Invalid));
+    let list = ask(&served, |c| c.get::<Vec<EndpointStatus>>("/v1/endpoints")).await.unwrap();
+    assert_eq!(list.len(), 1);
+    assert_eq!(list[0].attachment, attachment(5, Some(("web", "u1"))));
+    for _ in 0..2 {
+        ask(&served, |c| c.delete(&endpoint_path("c5", "eth0"))).await.unwrap();
+    }
+    let list = ask(&served, |c| c.get::<Vec<EndpointStatus>>("/v1/endpoints")).await.unwrap();
+    assert_eq!(list, []);
+    assert_eq!(ask(&served, |c| c.get::<Value>("/v2")).await, Err(ErrorCode::NotFound));
+}
+
+#[tokio::test]
+async fn ready_and_status() {
+    let served = served().await;
+    assert_eq!(ask(&served, |c| c.get::<Value>("/v1/ready")).await, Err(ErrorCode::TryAgain));
+    let status = ask(&served, |c| c.get::<Status>("/v1/status")).await.unwrap();
+    assert_eq!((status.ready, status.waiting_for.as_deref()), (false, Some("something")));
+    served.readiness.send_replace(Readiness { uplink: Some("up0".into()), ..Readiness::default() });
+    ask(&served, |c| c.get::<Value>("/v1/ready")).await.unwrap();
+    served.engine.batch(&[json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"}, "spec": {"policyTypes": ["x"]}})]);
+    let status = ask(&served, |c| c.get::<Status>("/v1/status")).await.unwrap();
+    assert!(status.ready);
+    assert_eq!((status.node.as_str(), status.uplink.as_deref()), ("n1", Some("up0")));
+    assert_eq!(status.counts["pods"], 1);
+    assert_eq!(status.problems.len(), 1);
+    assert_eq!(status.problems[0].object.as_deref(), Some("NetworkPolicy shop/p"));
+    assert_eq!(status.problems[0].field.as_deref(), Some("spec.policyTypes[0]"));
+}
+
+#[tokio::test]
+async fn explain_over_the_socket() {
+    let served = served().await;
+    let explain =
+        |query: &'static str| ask(&served, move |c| c.get::<Explanation>(&format!("/v1/explain?{query}")));
+    let answer = explain("from=192.0.2.9&to=shop/web&port=80/tcp").await.unwrap();
+    assert!(answer.allowed && answer.egress.is_none());
+    assert_eq!(answer.ingress.unwrap().verdict, Verdict::NotIsolated);
+    served.engine.batch(&[json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"}, "spec": {"podSelector": {},
+        "ingress": [{"ports": [{"port": 1}]}, {"ports": [{"port": 80}]}]}})]);
+    let answer = explain("from=192.0.2.9&to=shop/web&port=80/tcp").await.unwrap();
+    let ingress = answer.ingress.unwrap();
+    assert_eq!((ingress.verdict, ingress.allowed_by[0].rule), (Verdict::Allowed, 1));
+    let answer = explain("from=192.0.2.9&to=shop/web&port=81").await.unwrap();
+    assert!(!answer.allowed);
+    assert_eq!(answer.ingress.unwrap().isolated_by[0].to_string(), "shop/p");
+    for query in ["from=x&to=shop/web&port=80", "from=192.0.2.9&to=shop/web", "from=1.2.3.4&to=a/b&port=0"] {
+        assert_eq!(explain(query).await.unwrap_err(), ErrorCode::Invalid, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_well_formed_and_documented() {
+    let served = served().await;
+    let mut pod = attachment(5, Some(("web", "u1")));
+    pod.host_ifname = "a\"b\\c".into();
+    ask(&served, move |c| c.put::<_, EndpointStatus>("/v1/endpoints", &pod)).await.unwrap();
+    let snapshot = served.engine.handle.ask(Message::Snapshot).await.unwrap();
+    let text = metrics::text(&snapshot, &Readiness::default());
+    assert!(text.contains("fairlead_ready 1\n"));
+    let line = r#"fairlead_endpoint_unlocked{namespace="shop",pod="web",interface="a\"b\\c"} 1"#;
+    assert!(text.lines().any(|l| l == line), "{text}");
+    let documented = include_str!("../../../docs/metrics.md");
+    let families: Vec<&str> =
+        text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(families.len() > 10);
+    for family in families {
+        assert!(documented.contains(&format!("`{family}`")), "{family} is not in docs/metrics.md");
+    }
+}
+
+#[test]
+fn parties_and_targets() {
+    assert_eq!(party("::ffff:10.0.0.1"), Ok(Party::Ip("10.0.0.1".parse().unwrap())));
+    assert_eq!(party("a/b"), Ok(Party::Pod(ObjectKey::new("a", "b"))));
+    for wrong in ["", "a", "/b", "a/", "a/b/c", "10.0.0.0/8/1"] {
+        assert!(party(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(target("80"), Ok(Target::Port(Protocol::Tcp, 80)));
+    assert_eq!(target("53/UDP"), Ok(Target::Port(Protocol::Udp, 53)));
+    assert_eq!(target("icmp"), Ok(Target::Icmp));
+    for wrong in ["", "0", "65536", "80/xyz", "http", "-1"] {
+        assert!(target(wrong).is_err(), "{wrong}");
+    }
+}

@@ -28,6 +28,8 @@ pub use messages::{EngineHandle, Message, Reply, Snapshot};
 
 /// Time after which a step is looked at again, to reuse its ids.
 const SETTLE: Duration = Duration::from_millis(20);
+/// Messages that are taken together at most, so that none waits for ever.
+const TOGETHER: usize = 4096;
 /// Time after which a step that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -78,6 +80,7 @@ pub struct Engine<E> {
     problems: BTreeMap<String, Problem>,
     published: watch::Sender<Published>,
     messages: Receiver<Message>,
+    questions: Vec<Message>,
 }
 
 impl<E: Enforcer> Engine<E> {
@@ -110,6 +113,7 @@ impl<E: Enforcer> Engine<E> {
             problems: BTreeMap::new(),
             published,
             messages,
+            questions: Vec::new(),
         };
         (engine, EngineHandle::new(sender), receiver)
     }
@@ -126,7 +130,8 @@ impl<E: Enforcer> Engine<E> {
                     if !self.take(message) {
                         return;
                     }
-                    while let Ok(message) = self.messages.try_recv() {
+                    for _ in 0..TOGETHER {
+                        let Ok(message) = self.messages.try_recv() else { break };
                         if !self.take(message) {
                             return;
                         }
@@ -136,6 +141,7 @@ impl<E: Enforcer> Engine<E> {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.step(Instant::now());
+            self.answer_questions();
         }
     }
 
@@ -168,12 +174,22 @@ impl<E: Enforcer> Engine<E> {
             Message::Uplink(ifindex, reply) => {
                 reply.send(self.enforcer.attach_uplink(ifindex).map_err(|e| e.to_string()));
             }
-            Message::Snapshot(reply) => reply.send(self.snapshot()),
-            Message::Explain { from, to, target, reply } => {
-                reply.send(self.compiler.explain(&from, &to, target));
-            }
+            // Answered after the step, so that they see what was said before them in force.
+            question @ (Message::Snapshot(_) | Message::Explain { .. }) => self.questions.push(question),
         }
         true
+    }
+
+    fn answer_questions(&mut self) {
+        for question in std::mem::take(&mut self.questions) {
+            match question {
+                Message::Snapshot(reply) => reply.send(self.snapshot()),
+                Message::Explain { from, to, target, reply } => {
+                    reply.send(self.compiler.explain(&from, &to, target));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn affect(&mut self, effect: Effect) {
@@ -336,4 +352,4 @@ fn merged(older: Delta, newer: Delta) -> Delta {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
