@@ -75,12 +75,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let directory = Directory::new(&settings.manifests);
     let watching = tokio::spawn(watch(directory, move |event| {
         source.tell(match event {
-            Event::Batch(batch) => {
-                for problem in &batch.problems {
-                    tracing::warn!("{problem}");
-                }
-                Message::Batch(batch)
-            }
+            Event::Batch(batch) => Message::Batch(batch),
             Event::Synced => Message::Synced,
         })
     }));

@@ -248,7 +248,12 @@ pub fn listen_unix(path: &Path) -> std::io::Result<UnixListener> {
 pub async fn serve_probes(address: String, router: Router) {
     let mut said = false;
     let listener = loop {
-        match TcpListener::bind(&address).await {
+        let mut bound = TcpListener::bind(&address).await;
+        if let (Err(_), Some(port)) = (&bound, address.strip_prefix("[::]:")) {
+            // A host without IPv6.
+            bound = TcpListener::bind(format!("0.0.0.0:{port}")).await.or(bound);
+        }
+        match bound {
             Ok(listener) => break listener,
             Err(e) => {
                 if !said {

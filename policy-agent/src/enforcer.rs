@@ -71,6 +71,10 @@ pub trait Enforcer: Send {
     fn counters(&self) -> Result<BTreeMap<u32, EndpointCounters>, EnforcerError>;
     /// Folder of the pins that the plugin attaches.
     fn frozen(&self) -> PathBuf;
+    /// Whether there is an interface with this index right now.
+    fn interface_exists(&self, ifindex: u32) -> bool {
+        fairlead_cni::ledger::interface_name(ifindex).is_some()
+    }
 }
 
 impl Enforcer for Datapath {

@@ -19,13 +19,12 @@ pub enum Effect {
 }
 
 /// What the index keeps of an object.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Known {
     /// A good state of it was seen.
     good: bool,
     /// Something holds for it: a good state, or what stands in for one.
     in_force: bool,
-    problems: Vec<Problem>,
 }
 
 /// The state of the world as far as it is needed besides policy; policy's own objects are handed on as
@@ -37,6 +36,8 @@ pub struct Index {
     namespaces: BTreeSet<String>,
     nodes: BTreeMap<String, Node>,
     services: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
+    /// What is wrong with objects.
+    problems: BTreeMap<ObjectId, Vec<Problem>>,
     /// What sources say of themselves.
     source_problems: Vec<Problem>,
 }
@@ -68,14 +69,11 @@ impl Index {
     /// An object is there, or has changed.
     pub fn apply(&mut self, parsed: Parsed) -> Option<Effect> {
         let Parsed { id, origin, outcome } = parsed;
-        let known = self.known.entry(id.clone()).or_insert(Known {
-            good: false,
-            in_force: false,
-            problems: Vec::new(),
-        });
+        let known = self.known.entry(id.clone()).or_default();
         let object = match outcome {
             Outcome::Good(object) => {
-                *known = Known { good: true, in_force: true, problems: Vec::new() };
+                *known = Known { good: true, in_force: true };
+                self.problems.remove(&id);
                 object
             }
             Outcome::Bad { errors, instead } => {
@@ -87,7 +85,7 @@ impl Index {
                     (false, Kind::Pod, _) => "; until it is right, the pod gets no traffic",
                     _ => "; it is ignored until it is right",
                 };
-                known.problems = errors
+                let problems = errors
                     .into_iter()
                     .map(|error| Problem {
                         file: origin.as_ref().map(|o| o.file.to_string()),
@@ -97,6 +95,7 @@ impl Index {
                         message: format!("{}{consequence}", error.message),
                     })
                     .collect();
+                self.problems.insert(id, problems);
                 if known.good {
                     return None;
                 }
@@ -126,6 +125,7 @@ impl Index {
     /// An object is gone. That it was never there is no error.
     pub fn delete(&mut self, id: &ObjectId) -> Option<Effect> {
         let known = self.known.remove(id)?;
+        self.problems.remove(id);
         match id.kind {
             Kind::Node => drop(self.nodes.remove(&id.key.name)),
             Kind::Namespace => drop(self.namespaces.remove(&id.key.name)),
@@ -197,7 +197,7 @@ impl Index {
 
     /// Everything that is wrong with what the sources say, sorted.
     pub fn problems(&self) -> Vec<Problem> {
-        let objects = self.known.values().flat_map(|known| &known.problems);
+        let objects = self.problems.values().flatten();
         let mut all: Vec<Problem> = self.source_problems.iter().chain(objects).cloned().collect();
         all.extend(self.nodes().problems);
         all.sort();

@@ -118,6 +118,8 @@ impl<E: Enforcer> Engine<E> {
     }
 
     pub(super) fn delete(&mut self, container_id: &str, ifname: &str) {
+        self.options.restored.retain(|a| !same_attachment(a, container_id, ifname));
+        self.problems.remove(&format!("restore {container_id}:{ifname}"));
         let (gone, still) = std::mem::take(&mut self.waiting)
             .into_iter()
             .partition(|w| same_attachment(&w.attachment, container_id, ifname));
@@ -137,6 +139,7 @@ impl<E: Enforcer> Engine<E> {
     }
 
     pub(super) fn link_gone(&mut self, ifindex: u32) {
+        self.options.restored.retain(|a| a.host_ifindex != ifindex);
         // Slots have 12 bits.
         let slot = slot_of(ifindex) as Slot;
         if self.endpoints.get(&slot).is_some_and(|l| l.attachment.host_ifindex == ifindex) {
@@ -145,12 +148,13 @@ impl<E: Enforcer> Engine<E> {
     }
 
     pub(super) fn links(&mut self, there: &BTreeSet<u32>) {
-        let gone: Vec<Slot> = self
-            .endpoints
-            .iter()
-            .filter(|(_, l)| !there.contains(&l.attachment.host_ifindex))
-            .map(|(slot, _)| *slot)
-            .collect();
+        // The list is older than this message: an endpoint that came in between is looked at again.
+        let enforcer = &self.enforcer;
+        let is_there =
+            |a: &Attachment| there.contains(&a.host_ifindex) || enforcer.interface_exists(a.host_ifindex);
+        self.options.restored.retain(is_there);
+        let gone: Vec<Slot> =
+            self.endpoints.iter().filter(|(_, l)| !is_there(&l.attachment)).map(|(slot, _)| *slot).collect();
         for slot in gone {
             self.forget(slot);
         }
@@ -331,5 +335,91 @@ impl<E: Enforcer> Engine<E> {
             let message = format!("{missing}, after waiting {} ms", self.options.add_timeout.as_millis());
             waiting.reply.send(Err(error(ErrorCode::TryAgain, message)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::IpAddr;
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use fairlead_api::EndpointCounters;
+    use fairlead_policy::compiler::{Compiler, Limits};
+    use fairlead_policy::tables::Delta;
+
+    use super::super::Options;
+    use super::*;
+
+    /// Interfaces that exist and nothing else.
+    struct Kernel(BTreeSet<u32>);
+
+    impl Enforcer for Kernel {
+        fn register(&mut self, _: &Attachment) -> Result<u32, EnforcerError> {
+            Ok(1)
+        }
+        fn unlock(&mut self, _: Slot) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn remove(&mut self, _: Slot, _: u32) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn apply(&mut self, _: &Delta) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn settled(&mut self) -> Result<Option<u64>, EnforcerError> {
+            Ok(None)
+        }
+        fn set_addresses(
+            &mut self,
+            _: &BTreeSet<IpAddr>,
+            _: &BTreeSet<IpAddr>,
+            _: &BTreeSet<IpAddr>,
+        ) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn attach_uplink(&mut self, _: u32) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn activate(&mut self) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn counters(&self) -> Result<BTreeMap<u32, EndpointCounters>, EnforcerError> {
+            Ok(BTreeMap::new())
+        }
+        fn frozen(&self) -> PathBuf {
+            PathBuf::new()
+        }
+        fn interface_exists(&self, ifindex: u32) -> bool {
+            self.0.contains(&ifindex)
+        }
+    }
+
+    fn attachment(number: u32) -> Attachment {
+        serde_json::from_value(serde_json::json!({
+            "network": "fairlead", "containerID": format!("c{number}"), "ifname": "eth0",
+            "netns": "/run/netns/x", "hostIfname": format!("fl{number}"), "hostIfindex": 0x10000 + number,
+            "hostMac": "02:00:00:00:00:01", "podMac": "02:00:00:00:00:02",
+            "addresses": [format!("10.0.1.{number}")], "mtu": 1500, "shaped": false,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_endpoint_younger_than_the_list_of_links_stays() {
+        let options = Options {
+            node_name: "a".to_owned(),
+            add_timeout: Duration::from_secs(1),
+            restored: (2..5).map(attachment).collect(),
+        };
+        // 2 is in the list, 3 came after it was made, 4 is gone.
+        let kernel = Kernel(BTreeSet::from([0x10002, 0x10003]));
+        let (mut engine, _handle, _published) =
+            Engine::new(kernel, Compiler::new(Limits::default()), options);
+        engine.restore();
+        assert_eq!(engine.endpoints.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
+        engine.links(&BTreeSet::from([1, 0x10002]));
+        assert_eq!(engine.endpoints.keys().copied().collect::<Vec<_>>(), [2, 3]);
     }
 }

@@ -76,6 +76,8 @@ pub struct Engine<E> {
     serial: u64,
     commits: u64,
     failures: u64,
+    /// What was said to be wrong with the state of the world.
+    said: BTreeSet<Problem>,
     /// What the kernel refused.
     problems: BTreeMap<String, Problem>,
     published: watch::Sender<Published>,
@@ -110,6 +112,7 @@ impl<E: Enforcer> Engine<E> {
             serial: 0,
             commits: 0,
             failures: 0,
+            said: BTreeSet::new(),
             problems: BTreeMap::new(),
             published,
             messages,
@@ -158,6 +161,11 @@ impl<E: Enforcer> Engine<E> {
                 for effect in self.index.update(batch) {
                     self.affect(effect);
                 }
+                let problems = BTreeSet::from_iter(self.index.problems());
+                for problem in problems.difference(&self.said) {
+                    tracing::warn!("{problem}");
+                }
+                self.said = problems;
             }
             Message::Synced => self.synced = true,
             Message::Put(attachment, reply) => self.put(*attachment, reply),

@@ -123,6 +123,10 @@ impl Enforcer for Fake {
     fn frozen(&self) -> PathBuf {
         "/frozen".into()
     }
+
+    fn interface_exists(&self, _: u32) -> bool {
+        false
+    }
 }
 
 /// An engine on a thread of its own.
@@ -444,6 +448,21 @@ async fn a_new_agent_takes_over_before_it_is_in_force() {
         ),
         "{done:?}"
     );
+}
+
+#[tokio::test]
+async fn what_is_deleted_before_the_takeover_stays_gone() {
+    let mut engine =
+        Running::start(LONG, vec![attachment(5, None), attachment(6, None), attachment(7, None)]);
+    let gone = |reply| Message::Delete { container_id: "c5".into(), ifname: "eth0".into(), reply };
+    engine.handle.ask(gone).await.unwrap().unwrap();
+    engine.handle.tell(Message::LinkGone(0x10006));
+    engine.handle.tell(Message::OwnAddresses(BTreeSet::new()));
+    engine.handle.tell(Message::Synced);
+    engine.published.wait_for(|p| p.active).await.unwrap();
+    let registered: Vec<Done> =
+        engine.done().await.into_iter().filter(|d| matches!(d, Done::Register(_))).collect();
+    assert_eq!(registered, [Done::Register(7)]);
 }
 
 #[tokio::test]

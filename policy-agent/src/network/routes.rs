@@ -123,3 +123,131 @@ fn read(message: &RouteMessage) -> Option<Route> {
     };
     Some(Route { to, by })
 }
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::{LinkUnspec, LinkVeth};
+
+    use super::*;
+
+    /// Runs a test in a network namespace of its own, which ends with its thread.
+    fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                let required = std::env::var_os("FAIRLEAD_REQUIRE_PRIVILEGED").is_some_and(|v| v == "1");
+                assert!(!required, "a network namespace is needed: {e}");
+                println!("not run, for want of privileges: {e}");
+                return;
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
+        });
+        thread.join().unwrap();
+    }
+
+    /// A link `up0` with addresses; its index.
+    async fn uplink(handle: &Handle) -> u32 {
+        handle.link().add(LinkVeth::new("up0", "peer0").build()).execute().await.unwrap();
+        let mut index = 0;
+        for name in ["peer0", "up0", "lo"] {
+            let query = handle.link().get().match_name(name.to_owned()).execute();
+            index = query.try_collect::<Vec<_>>().await.unwrap()[0].header.index;
+            let up = LinkUnspec::new_with_index(index).up().build();
+            handle.link().set(up).execute().await.unwrap();
+            if name == "up0" {
+                for (address, length) in [("192.0.2.1", 24), ("2001:db8::1", 64)] {
+                    let address = address.parse().unwrap();
+                    handle.address().add(index, address, length).execute().await.unwrap();
+                }
+                return index;
+            }
+        }
+        index
+    }
+
+    fn route(to: &str, via: Option<&str>, interface: u32) -> Route {
+        let by = match via {
+            Some(address) => Way::Gateway { address: address.parse().unwrap(), interface },
+            None => Way::Unreachable,
+        };
+        Route { to: to.parse().unwrap(), by }
+    }
+
+    async fn there(handle: &Handle) -> BTreeSet<Route> {
+        let all = list(handle).await.unwrap();
+        let routes: BTreeSet<Route> = all.iter().filter_map(|(route, _)| route.clone()).collect();
+        assert_eq!(routes.len(), all.len(), "{all:?}");
+        routes
+    }
+
+    #[test]
+    fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
+        in_namespace(async || {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            let up = uplink(&handle).await;
+            let foreign = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix("10.9.0.0".parse().unwrap(), 24)
+                .gateway("192.0.2.9".parse().unwrap())
+                .build();
+            handle.route().add(foreign).execute().await.unwrap();
+            let first = BTreeSet::from([
+                route("10.1.1.0/24", None, up),
+                route("fd00:1::/64", None, up),
+                route("10.1.2.0/24", Some("192.0.2.2"), up),
+                route("fd00:2::/64", Some("2001:db8::2"), up),
+                route("10.1.3.0/24", Some("192.0.2.3"), up),
+            ]);
+            for _ in 0..2 {
+                assert_eq!(reconcile(&handle, &first).await, Vec::<String>::new());
+                assert_eq!(there(&handle).await, first);
+            }
+            // A node moves, in both families; one leaves; one comes.
+            let second = BTreeSet::from([
+                route("10.1.1.0/24", None, up),
+                route("fd00:1::/64", None, up),
+                route("10.1.2.0/24", Some("192.0.2.22"), up),
+                route("fd00:2::/64", Some("2001:db8::22"), up),
+                route("10.1.4.0/24", Some("192.0.2.4"), up),
+            ]);
+            assert_eq!(reconcile(&handle, &second).await, Vec::<String>::new());
+            assert_eq!(there(&handle).await, second);
+            // A gateway that is on no link of ours is said, and does not keep the others.
+            let mut third = second.clone();
+            third.insert(route("10.1.0.0/24", Some("198.51.100.1"), up));
+            let problems = reconcile(&handle, &third).await;
+            assert_eq!(problems.len(), 1);
+            assert!(problems[0].starts_with("no route to 10.1.0.0/24 via 198.51.100.1: "), "{problems:?}");
+            assert_eq!(there(&handle).await, second);
+            assert_eq!(reconcile(&handle, &BTreeSet::new()).await, Vec::<String>::new());
+            assert_eq!(there(&handle).await, BTreeSet::new());
+            // What others have made is still there.
+            let query = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+            let all: Vec<RouteMessage> = handle.route().get(query).execute().try_collect().await.unwrap();
+            let foreign = RouteAttribute::Destination(RouteAddress::Inet("10.9.0.0".parse().unwrap()));
+            assert!(all.iter().any(|m| m.attributes.contains(&foreign)));
+        });
+    }
+
+    #[test]
+    fn interfaces_addresses_and_links_that_go() {
+        in_namespace(async || {
+            use crate::network::links::{Notice, interfaces, notices};
+            use futures_util::StreamExt as _;
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            let up = uplink(&handle).await;
+            let found = interfaces(&handle).await.unwrap();
+            let address: IpAddr = "192.0.2.1".parse().unwrap();
+            assert!(found.addresses().contains(&address));
+            let uplink = found.by_address(&["198.51.100.1".parse().unwrap(), address]).unwrap();
+            assert_eq!((uplink.index, uplink.name.as_str(), uplink.mtu), (up, "up0", 1500));
+            assert_eq!(found.by_name("up0"), Some(uplink));
+            let mut notices = notices().unwrap();
+            handle.link().del(up).execute().await.unwrap();
+            let gone = async { while notices.next().await != Some(Notice::LinkGone(up)) {} };
+            tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap();
+            assert_eq!(interfaces(&handle).await.unwrap().by_name("up0"), None);
+        });
+    }
+}
