@@ -22,7 +22,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     build::run(&build::Options::default())?;
     process::run(build::host_cargo("build").args(["--package", "fairlead-tests", "--bin", "demo"]))?;
     let mut demo = Privilege::detect().command(workspace::target().join("debug/demo"))?;
-    demo.arg("--dist").arg(workspace::dist()).arg("--manifests").arg(workspace::root().join("manifests"));
+    demo.arg("--manifests").arg(workspace::root().join("manifests"));
     if options.keep {
         demo.arg("--keep");
     }
