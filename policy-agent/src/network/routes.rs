@@ -6,16 +6,21 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt as _;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::plan::{LAST_METRIC, Route, Way};
+use super::plan::{LAST_METRIC, METRIC, Route, Way};
 
 /// Marks routes as Fairlead's; `rtnetlink(7)`, values from 5 up are for applications.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(70);
 
+/// What a family's kernel table tells routes apart by.
+type Place = (IpNetwork, u32);
+
 /// Makes the kernel have these routes of Fairlead's and no others; returns what went wrong.
+///
+/// Routes of others stay as they are, also where they are in the way.
 pub(super) async fn reconcile(handle: &Handle, wanted: &BTreeSet<Route>) -> Vec<String> {
     let mut problems = Vec::new();
     let there = match list(handle).await {
@@ -23,34 +28,49 @@ pub(super) async fn reconcile(handle: &Handle, wanted: &BTreeSet<Route>) -> Vec<
         Err(e) => return vec![format!("listing routes: {e}")],
     };
     let kept: BTreeSet<&Route> = there.iter().filter_map(|(route, _)| route.as_ref()).collect();
+    let places: BTreeSet<Place> = there.iter().filter_map(|(_, message)| place(message)).collect();
     for route in wanted.iter().filter(|route| !kept.contains(route)) {
-        if let Err(e) = handle.route().add(message(route)).replace().execute().await {
+        let add = handle.route().add(message(route));
+        // Without "replace" the kernel refuses where anything is in its place.
+        let ours = places.contains(&(route.to, metric(&route.by)));
+        let add = if ours { add.replace() } else { add };
+        if let Err(e) = add.execute().await {
+            let why = if errno(&e) == libc::EEXIST {
+                format!("another's route with metric {} is in its place", metric(&route.by))
+            } else {
+                e.to_string()
+            };
             problems.push(match &route.by {
-                Way::Gateway { address, .. } => format!("no route to {} via {address}: {e}", route.to),
-                Way::Unreachable => format!("no unreachable route for {}: {e}", route.to),
+                Way::Gateway { address, .. } => format!("no route to {} via {address}: {why}", route.to),
+                Way::Unreachable => format!("no unreachable route for {}: {why}", route.to),
             });
         }
     }
     for (route, message) in there {
-        // An IPv4 route that was replaced is gone already.
-        let replaced = route.as_ref().is_some_and(|r| {
-            !wanted.contains(r)
-                && wanted.iter().any(|w| w.to == r.to && metric(w) == metric(r))
-                && r.to.is_ipv4()
-        });
-        if route.as_ref().is_none_or(|route| !wanted.contains(route)) && !replaced {
-            let to = route.map_or_else(|| "?".to_owned(), |r| r.to.to_string());
-            if let Err(e) = handle.route().del(message).execute().await {
-                tracing::debug!("removing the route to {to}: {e}");
+        if route.as_ref().is_none_or(|route| !wanted.contains(route)) {
+            let to = place(&message).map_or_else(|| "?".to_owned(), |(to, _)| to.to_string());
+            match handle.route().del(message).execute().await {
+                // What was replaced is gone already; the kernel compares gateways, too.
+                Err(e) if errno(&e) != libc::ESRCH => {
+                    problems.push(format!("an old route to {to} stays: {e}"));
+                }
+                _ => {}
             }
         }
     }
     problems
 }
 
-fn metric(route: &Route) -> u32 {
-    match route.by {
-        Way::Gateway { .. } => 0,
+fn errno(e: &rtnetlink::Error) -> i32 {
+    match e {
+        rtnetlink::Error::NetlinkError(e) => e.raw_code().abs(),
+        _ => 0,
+    }
+}
+
+fn metric(by: &Way) -> u32 {
+    match by {
+        Way::Gateway { .. } => METRIC,
         Way::Unreachable => LAST_METRIC,
     }
 }
@@ -65,18 +85,20 @@ fn message(route: &Route) -> RouteMessage {
             .build(),
     };
     message.header.protocol = PROTOCOL;
+    message.attributes.push(RouteAttribute::Priority(metric(&route.by)));
     match &route.by {
         Way::Gateway { address, interface } => {
             let address = match address {
                 IpAddr::V4(a) => RouteAddress::Inet(*a),
                 IpAddr::V6(a) => RouteAddress::Inet6(*a),
             };
+            // Where nodes have /32 or /128 addresses, others are on the link all the same.
+            message.header.flags.insert(RouteFlags::Onlink);
             message.attributes.push(RouteAttribute::Gateway(address));
             message.attributes.push(RouteAttribute::Oif(*interface));
         }
         Way::Unreachable => {
             message.header.kind = RouteType::Unreachable;
-            message.attributes.push(RouteAttribute::Priority(LAST_METRIC));
         }
     }
     message
@@ -100,28 +122,42 @@ async fn list(handle: &Handle) -> Result<Vec<(Option<Route>, RouteMessage)>, rtn
     Ok(found)
 }
 
-fn read(message: &RouteMessage) -> Option<Route> {
-    let (mut to, mut gateway, mut interface) = (None, None, None);
-    let ip = |address: &RouteAddress| match address {
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
         RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
         RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
         _ => None,
-    };
+    }
+}
+
+fn place(message: &RouteMessage) -> Option<Place> {
+    let (mut to, mut metric) = (None, 0);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => to = ip(address),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    Some((IpNetwork::new(to?, message.header.destination_prefix_length).ok()?, metric))
+}
+
+fn read(message: &RouteMessage) -> Option<Route> {
+    let (mut gateway, mut interface) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
             _ => {}
         }
     }
-    let to = IpNetwork::new(to?, message.header.destination_prefix_length).ok()?;
+    let (to, there) = place(message)?;
     let by = match message.header.kind {
         RouteType::Unreachable => Way::Unreachable,
         RouteType::Unicast => Way::Gateway { address: gateway?, interface: interface? },
         _ => return None,
     };
-    Some(Route { to, by })
+    (there == metric(&by)).then_some(Route { to, by })
 }
 
 #[cfg(test)]
@@ -180,17 +216,37 @@ mod tests {
         routes
     }
 
+    /// What somebody has made by hand.
+    async fn others(handle: &Handle) -> Vec<RouteMessage> {
+        let mut all = Vec::new();
+        for query in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ] {
+            all.extend(handle.route().get(query).execute().try_collect::<Vec<_>>().await.unwrap());
+        }
+        all.retain(|m| m.header.protocol == RouteProtocol::Static);
+        // Ages and counters change by themselves.
+        all.iter_mut().for_each(|m| m.attributes.retain(|a| !matches!(a, RouteAttribute::CacheInfo(_))));
+        all
+    }
+
     #[test]
     fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
         in_namespace(async || {
             let (connection, handle, _) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);
             let up = uplink(&handle).await;
-            let foreign = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-                .destination_prefix("10.9.0.0".parse().unwrap(), 24)
-                .gateway("192.0.2.9".parse().unwrap())
-                .build();
-            handle.route().add(foreign).execute().await.unwrap();
+            for (to, metric) in [("10.9.0.0/24", 0), ("10.9.1.0/24", METRIC), ("fd00:9::/64", METRIC)] {
+                let via = if to.starts_with("fd") { "2001:db8::9" } else { "192.0.2.9" };
+                let mut foreign = message(&route(to, Some(via), up));
+                foreign.header.protocol = RouteProtocol::Static;
+                foreign.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
+                foreign.attributes.push(RouteAttribute::Priority(metric));
+                handle.route().add(foreign).execute().await.unwrap();
+            }
+            let foreign = others(&handle).await;
+            assert_eq!(foreign.len(), 3);
             let first = BTreeSet::from([
                 route("10.1.1.0/24", None, up),
                 route("fd00:1::/64", None, up),
@@ -212,20 +268,31 @@ mod tests {
             ]);
             assert_eq!(reconcile(&handle, &second).await, Vec::<String>::new());
             assert_eq!(there(&handle).await, second);
-            // A gateway that is on no link of ours is said, and does not keep the others.
+            // Another's route in the same place is left alone and said, and does not keep the others.
             let mut third = second.clone();
-            third.insert(route("10.1.0.0/24", Some("198.51.100.1"), up));
+            third.insert(route("10.9.0.0/24", Some("192.0.2.5"), up));
+            third.insert(route("10.9.1.0/24", Some("192.0.2.5"), up));
+            third.insert(route("fd00:9::/64", Some("2001:db8::5"), up));
             let problems = reconcile(&handle, &third).await;
-            assert_eq!(problems.len(), 1);
-            assert!(problems[0].starts_with("no route to 10.1.0.0/24 via 198.51.100.1: "), "{problems:?}");
-            assert_eq!(there(&handle).await, second);
+            let said = [("10.9.1.0/24", "192.0.2.5"), ("fd00:9::/64", "2001:db8::5")].map(|(to, via)| {
+                format!("no route to {to} via {via}: another's route with metric {METRIC} is in its place")
+            });
+            assert_eq!(problems, said);
+            third.remove(&route("fd00:9::/64", Some("2001:db8::5"), up));
+            third.remove(&route("10.9.1.0/24", Some("192.0.2.5"), up));
+            assert_eq!(there(&handle).await, third);
+            // A node that is on the link, though no address of ours says so.
+            third.insert(route("10.1.5.0/24", Some("198.51.100.1"), up));
+            third.insert(route("fd00:5::/64", Some("2001:db8:5::1"), up));
+            // What is ours and in no form of ours goes, as of a version before.
+            let mut before = message(&route("10.1.6.0/24", Some("192.0.2.6"), up));
+            before.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
+            handle.route().add(before).execute().await.unwrap();
+            assert_eq!(reconcile(&handle, &third).await, Vec::<String>::new());
+            assert_eq!(there(&handle).await, third);
             assert_eq!(reconcile(&handle, &BTreeSet::new()).await, Vec::<String>::new());
             assert_eq!(there(&handle).await, BTreeSet::new());
-            // What others have made is still there.
-            let query = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-            let all: Vec<RouteMessage> = handle.route().get(query).execute().try_collect().await.unwrap();
-            let foreign = RouteAttribute::Destination(RouteAddress::Inet("10.9.0.0".parse().unwrap()));
-            assert!(all.iter().any(|m| m.attributes.contains(&foreign)));
+            assert_eq!(others(&handle).await, foreign);
         });
     }
 
