@@ -1,32 +1,124 @@
 //! Kernel settings of this network namespace.
 
 use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Settings under a directory like `/proc/sys/net`.
+struct Settings {
+    root: PathBuf,
+    problems: Vec<String>,
+}
+
+impl Settings {
+    fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.root.join(name)).ok().map(|text| text.trim().to_owned())
+    }
+
+    /// Sets `name` to `value` unless it is one of `good`.
+    fn ensure(&mut self, name: &str, good: &[&str], value: &str) {
+        // Interface names may contain dots, so names are paths here.
+        let there = self.read(name).unwrap_or_default();
+        if good.contains(&there.as_str()) {
+            return;
+        }
+        match fs::write(self.root.join(name), value) {
+            Ok(()) => tracing::info!("sysctl net/{name} was {there:?} and is {value} now"),
+            Err(e) => self
+                .problems
+                .push(format!("sysctl net/{name} is {there:?} and cannot be set to {value}: {e}")),
+        }
+    }
+}
 
 /// Sets what routing pods needs; returns what could not be set.
 pub(super) fn set(uplink: &str, ipv6: bool) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut ensure = |name: &str, good: &[&str], value: &str| {
-        // Interface names may contain dots, so names are paths here.
-        let path = format!("/proc/sys/net/{name}");
-        let there = fs::read_to_string(&path).unwrap_or_default();
-        if good.contains(&there.trim()) {
-            return;
-        }
-        if let Err(e) = fs::write(&path, value) {
-            problems
-                .push(format!("sysctl net/{name} is {:?} and cannot be set to {value}: {e}", there.trim()));
-        }
-    };
-    ensure("ipv4/ip_forward", &["1"], "1");
-    // Loose: a pod's answer may leave by another way than its question came.
-    ensure(&format!("ipv4/conf/{uplink}/rp_filter"), &["0", "2"], "2");
+    set_in(Path::new("/proc/sys/net"), uplink, ipv6)
+}
+
+fn set_in(root: &Path, uplink: &str, ipv6: bool) -> Vec<String> {
+    let mut settings = Settings { root: root.to_owned(), problems: Vec::new() };
+    settings.ensure("ipv4/ip_forward", &["1"], "1");
+    // Loose (2, RFC 3704 section 2.4) in place of strict (1), because a pod's answer may leave by
+    // another way than its question came. Not off (0), which somebody else may have chosen and may
+    // keep. An interface has the greater one of "all" and its own, so that neither may be strict;
+    // "default" is what interfaces to come begin with.
+    for of in ["all", "default", uplink] {
+        settings.ensure(&format!("ipv4/conf/{of}/rp_filter"), &["0", "2"], "2");
+    }
     if ipv6 {
         // A router heeds router advertisements only where it is told so.
-        let accept_ra = format!("/proc/sys/net/ipv6/conf/{uplink}/accept_ra");
-        if fs::read_to_string(accept_ra).is_ok_and(|v| v.trim() == "1") {
-            ensure(&format!("ipv6/conf/{uplink}/accept_ra"), &["2"], "2");
+        let accept_ra = format!("ipv6/conf/{uplink}/accept_ra");
+        if settings.read(&accept_ra).as_deref() == Some("1") {
+            settings.ensure(&accept_ra, &["2"], "2");
         }
-        ensure("ipv6/conf/all/forwarding", &["1"], "1");
+        settings.ensure("ipv6/conf/all/forwarding", &["1"], "1");
     }
-    problems
+    settings.problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn there(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, value) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{value}\n")).unwrap();
+        }
+        root
+    }
+
+    fn now(root: &tempfile::TempDir, files: &[(&str, &str)]) -> Vec<String> {
+        files
+            .iter()
+            .map(|(name, _)| fs::read_to_string(root.path().join(name)).unwrap().trim().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn nothing_stays_strict_and_what_is_good_stays() {
+        let strict = [
+            ("ipv4/ip_forward", "0"),
+            ("ipv4/conf/all/rp_filter", "1"),
+            ("ipv4/conf/default/rp_filter", "1"),
+            ("ipv4/conf/eth0.5/rp_filter", "0"),
+            ("ipv4/conf/eth1/rp_filter", "1"),
+            ("ipv6/conf/eth0.5/accept_ra", "1"),
+            ("ipv6/conf/all/forwarding", "0"),
+        ];
+        let root = there(&strict);
+        assert_eq!(set_in(root.path(), "eth0.5", false), Vec::<String>::new());
+        assert_eq!(now(&root, &strict), ["1", "2", "2", "0", "1", "1", "0"]);
+        assert_eq!(set_in(root.path(), "eth0.5", true), Vec::<String>::new());
+        assert_eq!(now(&root, &strict), ["1", "2", "2", "0", "1", "2", "1"]);
+
+        let off = [
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "2"),
+            ("ipv4/conf/eth0/rp_filter", "1"),
+            ("ipv6/conf/eth0/accept_ra", "0"),
+            ("ipv6/conf/all/forwarding", "1"),
+        ];
+        let root = there(&off);
+        assert_eq!(set_in(root.path(), "eth0", true), Vec::<String>::new());
+        assert_eq!(now(&root, &off), ["1", "0", "2", "2", "0", "1"]);
+    }
+
+    #[test]
+    fn what_cannot_be_set_is_said() {
+        let root = there(&[
+            ("ipv4/ip_forward", "1"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "0"),
+        ]);
+        let problems = set_in(root.path(), "eth0", false);
+        assert_eq!(problems.len(), 1);
+        assert!(
+            problems[0].starts_with("sysctl net/ipv4/conf/eth0/rp_filter is \"\" and cannot be set to 2: "),
+            "{problems:?}"
+        );
+    }
 }
