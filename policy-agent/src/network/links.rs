@@ -8,8 +8,11 @@ use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use rtnetlink::{Handle, MulticastGroup};
+
+/// Where kube-proxy in IPVS mode keeps the addresses of Services.
+const SERVICES: &str = "kube-ipvs0";
 
 /// An interface of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,9 @@ pub struct Interface {
     pub name: String,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Whether it leads nowhere: loopback, or [`SERVICES`]. Its addresses are not the node's own, and
+    /// it is no uplink.
+    pub inward: bool,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -34,19 +40,24 @@ impl Interfaces {
         self.0.keys().copied().collect()
     }
 
-    /// All addresses.
+    /// Those that lead somewhere.
+    fn outward(&self) -> impl Iterator<Item = &Interface> {
+        self.0.values().filter(|i| !i.inward)
+    }
+
+    /// The node's own addresses.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.0.values().flat_map(|i| i.addresses.iter().copied()).collect()
+        self.outward().flat_map(|i| i.addresses.iter().copied()).collect()
     }
 
-    /// The interface with this name.
+    /// The interface with this name, where it can be an uplink.
     pub fn by_name(&self, name: &str) -> Option<&Interface> {
-        self.0.values().find(|i| i.name == name)
+        self.outward().find(|i| i.name == name)
     }
 
-    /// The interface that holds the first of these addresses that any holds.
+    /// The interface that holds the first of these addresses that any holds and can be an uplink.
     pub fn by_address(&self, addresses: &[IpAddr]) -> Option<&Interface> {
-        addresses.iter().find_map(|a| self.0.values().find(|i| i.addresses.contains(a)))
+        addresses.iter().find_map(|a| self.outward().find(|i| i.addresses.contains(a)))
     }
 }
 
@@ -67,7 +78,8 @@ pub async fn interfaces(handle: &Handle) -> Result<Interfaces, rtnetlink::Error>
             }
         }
         let index = link.header.index;
-        all.insert(index, Interface { index, name, mtu, addresses: BTreeSet::new() });
+        let inward = link.header.flags.contains(LinkFlags::Loopback) || name == SERVICES;
+        all.insert(index, Interface { index, name, mtu, inward, addresses: BTreeSet::new() });
     }
     let mut addresses = handle.address().get().execute();
     while let Some(message) = addresses.try_next().await? {

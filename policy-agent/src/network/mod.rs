@@ -173,9 +173,9 @@ impl Network {
             return Err(format!("Node {name} has no pod CIDR of its own"));
         }
         let uplink = match &self.settings.uplink {
-            Some(uplink) => interfaces
-                .by_name(uplink)
-                .ok_or_else(|| format!("there is no interface {uplink} (--uplink)"))?,
+            Some(uplink) => interfaces.by_name(uplink).ok_or_else(|| {
+                format!("there is no interface {uplink} (--uplink), or none that leads out of the node")
+            })?,
             None => interfaces.by_address(&node.addresses).ok_or_else(|| {
                 format!(
                     "no interface holds an address of Node {name} ({:?}): name one with --uplink",

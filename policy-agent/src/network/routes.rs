@@ -304,9 +304,35 @@ mod tests {
             let (connection, handle, _) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);
             let up = uplink(&handle).await;
+            handle.link().add(LinkVeth::new("kube-ipvs0", "ipvs1").build()).execute().await.unwrap();
+            let query = handle.link().get().match_name("kube-ipvs0".to_owned()).execute();
+            let ipvs = query.try_collect::<Vec<_>>().await.unwrap()[0].header.index;
+            handle.address().add(ipvs, "10.96.0.1".parse().unwrap(), 32).execute().await.unwrap();
+            handle.address().add(1, "127.0.0.1".parse().unwrap(), 8).execute().await.unwrap();
             let found = interfaces(&handle).await.unwrap();
             let address: IpAddr = "192.0.2.1".parse().unwrap();
-            assert!(found.addresses().contains(&address));
+            let own = found.addresses();
+            assert!(own.contains(&address));
+            // Loopback and kube-proxy's Services are not the node, and no way out of it.
+            let service: IpAddr = "10.96.0.1".parse().unwrap();
+            let [lo, ipvs] = ["lo", "kube-ipvs0"].map(|name| {
+                found
+                    .0
+                    .values()
+                    .find(|i| i.name == name)
+                    .unwrap()
+                    .addresses
+                    .iter()
+                    .copied()
+                    .collect::<Vec<_>>()
+            });
+            assert!(lo.contains(&"127.0.0.1".parse().unwrap()), "{lo:?}");
+            assert!(ipvs.contains(&service), "{ipvs:?}");
+            for inward in lo.iter().chain(&ipvs) {
+                assert!(!own.contains(inward));
+                assert_eq!(found.by_address(&[*inward]), None);
+            }
+            assert_eq!((found.by_name("lo"), found.by_name("kube-ipvs0")), (None, None));
             let uplink = found.by_address(&["198.51.100.1".parse().unwrap(), address]).unwrap();
             assert_eq!((uplink.index, uplink.name.as_str(), uplink.mtu), (up, "up0", 1500));
             assert_eq!(found.by_name("up0"), Some(uplink));
