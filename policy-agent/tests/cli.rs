@@ -150,6 +150,10 @@ Known     2 nodes, 3 namespaces, 5 pods, 4 policies (step 9 in force)
 No endpoints.
 "
     );
+    assert_eq!(output.status.code(), Some(1));
+    let (_, output) = ask(&["status", "-o", "json"], "200 OK", &answer);
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap(), answer);
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
@@ -268,10 +272,15 @@ fn an_unknown_pod_is_closed() {
 fn what_cannot_be_asked_is_exit_code_2() {
     let run_dir = tempfile::tempdir().unwrap();
     let socket = RunDir(run_dir.path().to_owned()).socket();
-    // Nobody there: the socket is named.
+    // Nobody there: the socket is named, and what to do.
     for args in [&["status"][..], &["endpoints"], &EXPLAIN] {
         let output = fairlead(run_dir.path(), args);
         assert!(complaint(&output).contains(&socket.display().to_string()), "{output:?}");
+        let advice = format!(
+            "Is fairlead-agent running on this node, and is {} its --run-dir?\n",
+            run_dir.path().display()
+        );
+        assert!(complaint(&output).ends_with(&advice), "{output:?}");
     }
     // A wrong word is told by its flag, and before the agent is asked.
     for (flag, args) in [
@@ -298,4 +307,33 @@ fn an_error_of_the_agent_is_told() {
     // An answer of another version is an error as well, not a wrong table.
     let (_, output) = ask(&["endpoints"], "200 OK", &json!([{"slot": 1}]));
     assert!(!complaint(&output).is_empty());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for (args, answer, code) in [
+        (&["status"][..], status(), 0),
+        (&["endpoints"], status()["endpoints"].clone(), 0),
+        (&["endpoints", "-o", "json"], status()["endpoints"].clone(), 0),
+        (&EXPLAIN, denied(), 1),
+        (&[&EXPLAIN[..], &["-o", "json"]].concat(), denied(), 1),
+    ] {
+        let run_dir = tempfile::tempdir().unwrap();
+        let agent = agent(run_dir.path(), "200 OK", &answer);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = Command::new(env!("CARGO_BIN_EXE_fairlead"))
+            .arg("--run-dir")
+            .arg(run_dir.path())
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        agent.join().unwrap();
+        assert_eq!(std::str::from_utf8(&output.stderr).unwrap(), "", "{args:?}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+    }
 }

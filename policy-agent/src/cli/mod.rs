@@ -2,14 +2,15 @@
 
 mod print;
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use fairlead_api::client::Client;
+use fairlead_api::client::{Client, ClientError};
 use fairlead_api::status::{Explanation, Status};
 use fairlead_api::{EndpointStatus, RUN_DIR, RunDir};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use print::Style;
@@ -41,7 +42,8 @@ pub enum Output {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The agent, its endpoints with their traffic, and whatever could not be done as told.
+    /// The agent, its endpoints with their traffic, and whatever could not be done as told. Exit code 1
+    /// where the agent is not ready.
     Status,
     /// The endpoints of this node.
     Endpoints,
@@ -62,48 +64,65 @@ pub enum Command {
 /// Runs a command; the result is the exit code: 0 as asked, 1 the answer is no.
 ///
 /// # Errors
-/// Where the agent cannot be asked, or what it answered cannot be printed: exit code 2.
+/// Where the agent cannot be asked, or what it answered cannot be printed: exit code 2. That nobody
+/// reads on is no error.
 pub fn run(cli: &Cli, out: &mut impl Write, colour: bool) -> anyhow::Result<u8> {
     let client = Client::new(RunDir(cli.run_dir.clone()).socket()).with_timeout(Duration::from_secs(30));
     let style = Style { colour };
-    match &cli.command {
+    let get = |path: &str| client.get::<Value>(path).map_err(|e| advise(e, cli));
+    let (code, printed) = match &cli.command {
         Command::Status => {
-            let value: Value = client.get("/v1/status")?;
-            if !json(cli, out, &value)? {
-                print::status(out, &serde_json::from_value::<Status>(value)?, style)?;
-            }
-            Ok(0)
+            let value = get("/v1/status")?;
+            let status = Status::deserialize(&value)?;
+            let printed = match cli.output {
+                Output::Json => json(out, &value),
+                Output::Text => print::status(out, &status, style),
+            };
+            (u8::from(!status.ready), printed)
         }
         Command::Endpoints => {
-            let value: Value = client.get("/v1/endpoints")?;
-            if !json(cli, out, &value)? {
-                print::endpoints(out, &serde_json::from_value::<Vec<EndpointStatus>>(value)?)?;
-            }
-            Ok(0)
+            let value = get("/v1/endpoints")?;
+            let printed = match cli.output {
+                Output::Json => json(out, &value),
+                Output::Text => print::endpoints(out, &Vec::<EndpointStatus>::deserialize(&value)?),
+            };
+            (0, printed)
         }
         Command::Explain { from, to, port } => {
             // Checked here too, so that nothing odd stands in the path.
             crate::api::party(from).map_err(|e| anyhow::anyhow!("--from: {e}"))?;
             crate::api::party(to).map_err(|e| anyhow::anyhow!("--to: {e}"))?;
             crate::api::target(port).map_err(|e| anyhow::anyhow!("--port: {e}"))?;
-            let path = format!("/v1/explain?from={}&to={}&port={}", encode(from), encode(to), encode(port));
-            let value: Value = client.get(&path)?;
-            let answer: Explanation = serde_json::from_value(value.clone())?;
-            if !json(cli, out, &value)? {
-                print::explanation(out, &answer, (from, to, port), style)?;
-            }
-            Ok(u8::from(!answer.allowed))
+            let value =
+                get(&format!("/v1/explain?from={}&to={}&port={}", encode(from), encode(to), encode(port)))?;
+            let answer = Explanation::deserialize(&value)?;
+            let printed = match cli.output {
+                Output::Json => json(out, &value),
+                Output::Text => print::explanation(out, &answer, (from, to, port), style),
+            };
+            (u8::from(!answer.allowed), printed)
         }
+    };
+    match printed.and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(code),
     }
 }
 
-fn json(cli: &Cli, out: &mut impl Write, value: &Value) -> anyhow::Result<bool> {
-    if cli.output != Output::Json {
-        return Ok(false);
-    }
+/// Says what to do about an agent that is not there.
+fn advise(e: ClientError, cli: &Cli) -> anyhow::Error {
+    let ClientError::Connect { source, .. } = &e else { return e.into() };
+    let advice = if source.kind() == ErrorKind::PermissionDenied {
+        "Only root may ask it: try again as root.".to_owned()
+    } else {
+        format!("Is fairlead-agent running on this node, and is {} its --run-dir?", cli.run_dir.display())
+    };
+    anyhow::anyhow!("{e}\n{advice}")
+}
+
+fn json(out: &mut impl Write, value: &Value) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)?;
-    Ok(true)
+    writeln!(out)
 }
 
 fn encode(text: &str) -> String {

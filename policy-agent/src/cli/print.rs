@@ -90,9 +90,10 @@ pub(super) fn endpoints(out: &mut impl Write, endpoints: &[EndpointStatus]) -> i
 }
 
 pub(super) fn status(out: &mut impl Write, status: &Status, style: Style) -> io::Result<()> {
-    let ready = match &status.waiting_for {
-        None => style.good("ready"),
-        Some(what) => format!("{} ({what})", style.bad("not ready")),
+    let ready = match (status.ready, &status.waiting_for) {
+        (true, _) => style.good("ready"),
+        (false, None) => style.bad("not ready"),
+        (false, Some(what)) => format!("{} ({what})", style.bad("not ready")),
     };
     writeln!(out, "Agent     {} on node {}: {ready}", status.version, status.node)?;
     writeln!(out, "Uplink    {}", status.uplink.as_deref().unwrap_or("-"))?;
