@@ -161,13 +161,15 @@ fn read(message: &RouteMessage) -> Option<Route> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rtnetlink::{LinkUnspec, LinkVeth};
 
     use super::*;
 
     /// Runs a test in a network namespace of its own, which ends with its thread.
-    fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    pub(in crate::network) fn in_namespace<F: Future<Output = ()>>(
+        test: impl FnOnce() -> F + Send + 'static,
+    ) {
         let thread = std::thread::spawn(|| {
             if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
                 let required = std::env::var_os("FAIRLEAD_REQUIRE_PRIVILEGED").is_some_and(|v| v == "1");
@@ -290,6 +292,11 @@ mod tests {
             handle.route().add(before).execute().await.unwrap();
             assert_eq!(reconcile(&handle, &third).await, Vec::<String>::new());
             assert_eq!(there(&handle).await, third);
+            // An agent that starts anew knows its predecessor's routes.
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            assert_eq!(reconcile(&handle, &first).await, Vec::<String>::new());
+            assert_eq!(there(&handle).await, first);
             assert_eq!(reconcile(&handle, &BTreeSet::new()).await, Vec::<String>::new());
             assert_eq!(there(&handle).await, BTreeSet::new());
             assert_eq!(others(&handle).await, foreign);

@@ -121,4 +121,35 @@ mod tests {
             "{problems:?}"
         );
     }
+
+    #[test]
+    fn the_kernel_takes_them() {
+        crate::network::routes::tests::in_namespace(async || {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            let link = rtnetlink::LinkVeth::new("up.5", "peer5").build();
+            handle.link().add(link).execute().await.unwrap();
+            let root = Path::new("/proc/sys/net");
+            let values = [
+                ("ipv4/ip_forward", "0", "1"),
+                ("ipv4/conf/all/rp_filter", "1", "2"),
+                ("ipv4/conf/default/rp_filter", "1", "2"),
+                ("ipv4/conf/up.5/rp_filter", "1", "2"),
+                ("ipv6/conf/up.5/accept_ra", "1", "2"),
+                ("ipv6/conf/all/forwarding", "0", "1"),
+            ];
+            for (name, before, _) in values {
+                fs::write(root.join(name), before).unwrap();
+            }
+            assert_eq!(set("up.5", true), Vec::<String>::new());
+            for (name, _, after) in values {
+                assert_eq!(fs::read_to_string(root.join(name)).unwrap().trim(), after, "{name}");
+            }
+            // The one that comes later begins so.
+            let link = rtnetlink::LinkVeth::new("later", "peer6").build();
+            handle.link().add(link).execute().await.unwrap();
+            let later = fs::read_to_string(root.join("ipv4/conf/later/rp_filter")).unwrap();
+            assert_eq!(later.trim(), "2");
+        });
+    }
 }
