@@ -34,7 +34,7 @@ pub(crate) fn in_lab(test: impl FnOnce(&mut Lab)) {
             Ok("1"),
             "kernel tests need root"
         );
-        println!("not root: kernel test not run");
+        eprintln!("not root: kernel test not run");
         return;
     }
     // SAFETY: changes this thread's namespaces only; the thread ends with the test.
