@@ -31,12 +31,7 @@ struct Arguments {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = tokio::select! {
-        result = demonstrate(&arguments) => result,
-        // What was made is dropped with the future that made it.
-        signal = interrupted() => signal.and_then(|()| anyhow::bail!("interrupted")),
-    };
-    match result {
+    match demonstrate(&arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");
@@ -48,8 +43,16 @@ async fn main() -> ExitCode {
 async fn demonstrate(arguments: &Arguments) -> Result<()> {
     allow_many_files()?;
     let objects = world::read(&arguments.manifests.join("online-boutique"))?;
-    let mut demo = Demo::start(objects, std::io::stdout().is_terminal()).await?;
-    demo.run().await?;
+    let phases = async {
+        let mut demo = Demo::start(objects, std::io::stdout().is_terminal()).await?;
+        demo.run().await?;
+        anyhow::Ok(demo)
+    };
+    let mut demo = tokio::select! {
+        demo = phases => demo?,
+        // What was made is dropped with the future that made it.
+        signal = interrupted() => return signal.and_then(|()| anyhow::bail!("interrupted")),
+    };
     if arguments.keep {
         demo.guide().await?;
         interrupted().await?;
