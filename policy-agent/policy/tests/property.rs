@@ -8,7 +8,11 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use fairlead_policy::compiler::{Compiler, Limits, Stats};
-use fairlead_policy::oracle::{Cluster, Direction};
+use fairlead_policy::model::{
+    LabelSelector, Labels, NamedPort, Namespace, NetworkPolicy, ObjectKey, Operator, Peer, Pod, PortRule,
+    PortSpec, Protocol, Requirement, Rule,
+};
+use fairlead_policy::oracle::{Cluster, Direction, LocalEndpoint, Target};
 use fairlead_policy::tables::{Delta, Tables, Write};
 use proptest::prelude::*;
 use world::{Change, Probes, beginning, cases, change, tell, tell_all};
@@ -235,4 +239,50 @@ fn check_overflow(
     prop_assert!(compiler.stats().signatures <= limits.signatures as usize);
     prop_assert!(compiler.stats().classes <= usize::from(limits.classes));
     Ok(())
+}
+
+/// Found by `changes_lead_to_the_same_state_and_never_through_a_wrong_one`: a class of pods at which no
+/// rule looked, for a port's name alone, got the first selector in use as a whole, and stayed unseen.
+#[test]
+fn pods_that_a_rule_begins_to_look_at_are_seen_even_if_their_class_stays() {
+    let key = |name: &str| ObjectKey::new("b", name);
+    let tier = Requirement { key: "tier".to_owned(), operator: Operator::In(vec!["1".to_owned()]) };
+    let policy = |requirements, ports| NetworkPolicy {
+        key: key("n0"),
+        subjects: LabelSelector::default(),
+        ingress: None,
+        egress: Some(vec![Rule {
+            peers: vec![Peer::Pods { namespaces: None, pods: LabelSelector { requirements } }],
+            ports,
+        }]),
+    };
+    let dns = PortRule { protocol: Protocol::Tcp, port: PortSpec::Named("dns".to_owned()) };
+    let address: std::net::IpAddr = "10.0.0.0".parse().unwrap();
+    let (mut cluster, mut compiler, mut tables) =
+        (Cluster::default(), Compiler::new(Limits::default()), Tables::default());
+    let pod = Pod {
+        key: key("p1"),
+        uid: String::new(),
+        labels: Labels::new(),
+        ips: Vec::new(),
+        node: None,
+        host_network: false,
+        finished: false,
+        ports: vec![NamedPort { name: "dns".to_owned(), protocol: Protocol::Tcp, port: 53 }],
+    };
+    let endpoint = LocalEndpoint { pod: Some(key("p1")), addresses: vec![address] };
+    for change in [
+        Change::Endpoint(1, endpoint),
+        Change::Policy(policy(vec![tier], vec![dns])),
+        Change::Pod(pod),
+        Change::Namespace(Namespace { name: "b".to_owned(), labels: Labels::new() }),
+    ] {
+        tell(&change, &mut cluster, &mut compiler);
+    }
+    tables.apply(&compiler.commit());
+    assert!(!tables.allows(1, Direction::Egress, address, Target::Icmp));
+    tell(&Change::Policy(policy(Vec::new(), Vec::new())), &mut cluster, &mut compiler);
+    tables.apply(&compiler.commit());
+    assert!(cluster.verdict(1, Direction::Egress, address, Target::Icmp).passes());
+    assert!(tables.allows(1, Direction::Egress, address, Target::Icmp));
 }

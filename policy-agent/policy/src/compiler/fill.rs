@@ -86,6 +86,13 @@ impl Compiler {
 
     /// Groups whose features have changed: their addresses are to be placed anew.
     fn follow_groups(&mut self) {
+        // A class that got or lost a feature as a whole may be looked at from now on, or no longer.
+        for &class in self.groups.rekeyed() {
+            let visible = self.features.visible(self.groups.key(class));
+            let states = &self.world.group_states;
+            let members = self.groups.members(class).iter().copied();
+            self.revealed.extend(members.filter(|&group| states[group as usize].claimed != visible));
+        }
         let mut moved = self.groups.take_moved();
         moved.append(&mut self.revealed);
         moved.sort_unstable();

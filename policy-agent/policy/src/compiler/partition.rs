@@ -31,6 +31,8 @@ pub(super) struct Partition {
     retired: Vec<Class>,
     holders: Vec<Vec<Class>>,
     moved: Vec<Member>,
+    /// Classes whose features have changed while their members stayed.
+    rekeyed: Vec<Class>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,7 @@ impl Default for Partition {
             retired: Vec::new(),
             holders: Vec::new(),
             moved: Vec::new(),
+            rekeyed: Vec::new(),
         };
         partition.class_of_key(&[]);
         partition
@@ -86,8 +89,15 @@ impl Partition {
         self.holders.get(feature as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// Classes whose features have changed since the last [`Partition::take_moved`] while their members
+    /// stayed; some may be gone by now.
+    pub(super) fn rekeyed(&self) -> &[Class] {
+        &self.rekeyed
+    }
+
     /// Members that changed class since the last call, unsorted, some of them more than once.
     pub(super) fn take_moved(&mut self) -> Vec<Member> {
+        self.rekeyed.clear();
         std::mem::take(&mut self.moved)
     }
 
@@ -200,6 +210,7 @@ impl Partition {
     }
 
     fn rekey(&mut self, class: Class, key: Box<[Feature]>) {
+        self.rekeyed.push(class);
         self.leave(class);
         self.classes[class as usize].key = key;
         self.enter(class);
