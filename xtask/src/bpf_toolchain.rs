@@ -13,7 +13,7 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// Version of bpf-linker that `setup` builds.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
 /// Debian's packages with a compiler and `core` for the BPF target, and what bpf-linker is built with.
-pub(crate) const DEBIAN_PACKAGES: [&str; 9] = [
+pub(crate) const DEBIAN_PACKAGES: [&str; 8] = [
     "rustc-web",
     "cargo-web",
     "libstd-rust-web-dev-bpf",
@@ -23,8 +23,6 @@ pub(crate) const DEBIAN_PACKAGES: [&str; 9] = [
     "libxml2-dev",
     // libstdc++, which LLVM is linked with.
     "g++",
-    // tc, which a test asks what is attached.
-    "iproute2",
 ];
 /// Where Debian's llvm-22-dev is.
 pub(crate) const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";

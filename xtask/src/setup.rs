@@ -10,9 +10,27 @@ use crate::doctor;
 use crate::process::{self, Privilege, output};
 use crate::workspace;
 
+/// Debian's packages that only tests and benchmarks need.
+const TEST_PACKAGES: [&str; 8] = [
+    // tc, which a test asks what is attached.
+    "iproute2",
+    // The rules of kube-proxy, and what Fairlead is measured beside.
+    "iptables",
+    "nftables",
+    "ipset",
+    // Chained plugins, delegated IPAM, and what Fairlead is measured beside.
+    "containernetworking-plugins",
+    // A caller of CNI that is no Kubernetes.
+    "podman",
+    // Load.
+    "iperf3",
+    "sockperf",
+];
+
 /// Installs what is missing and says what it found.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
+    test_packages()?;
     bpffs()?;
     match doctor::missing() {
         missing if missing.is_empty() => {
@@ -39,6 +57,18 @@ pub(crate) fn toolchain() -> Result<(Compiler, std::path::PathBuf)> {
     };
     println!("setup: BPF linker: {}", relative(&linker));
     Ok((compiler, linker))
+}
+
+/// What tests and benchmarks need beyond building and running.
+pub(crate) fn test_packages() -> Result<()> {
+    if Path::new("/usr/bin/apt-get").exists() {
+        return install_packages(&TEST_PACKAGES);
+    }
+    println!(
+        "setup: no apt-get here: tests need what these Debian packages hold: {}",
+        TEST_PACKAGES.join(" ")
+    );
+    Ok(())
 }
 
 /// What running needs beyond building.

@@ -68,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 fn prepare() -> Result<Privilege> {
+    setup::test_packages()?;
     setup::bpffs()?;
     build::run(&build::Options::default())?;
     Ok(Privilege::detect())
