@@ -1,0 +1,235 @@
+//! What a pod sends: tc ingress of its host interface.
+
+use crate::flow::{Known, Opening, find, promote, record};
+use crate::judge::protocol;
+use crate::maps::{
+    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, ENDPOINT_FAST_PATH, Endpoint,
+    FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State,
+    slot_of,
+};
+use crate::packet::{ETHERNET, Kind, Packet, Parsed};
+use crate::reason::DropReason;
+
+use super::fragments::resolve_fragment;
+use super::rules::{End, may_enter, may_leave, revoke, still_may};
+use super::{Family, Hook, Tables, Verdict, unlocked_slot};
+
+/// A pod sends anything but an ICMP error: tc ingress of its host interface.
+#[inline(always)]
+pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
+    tables: &T,
+    state: &State,
+    packet: &P,
+    hook: &Hook,
+    endpoint: &Endpoint,
+    p: &mut Parsed<A>,
+) -> Verdict {
+    let ifindex = hook.ifindex;
+    let me = slot_of(ifindex);
+    let generation = state.generation;
+    match p.kind {
+        Kind::Router => return Verdict::egress(DropReason::NeighbourDiscovery, ifindex),
+        Kind::Neighbour => {
+            return if A::neighbour_allowed(packet, p, endpoint) {
+                Verdict::Pass { slot: SLOT_SETTLED }
+            } else {
+                Verdict::egress(DropReason::NeighbourDiscovery, ifindex)
+            };
+        }
+        _ => {}
+    }
+    if !p.source.owned_by(endpoint) {
+        return Verdict::egress(DropReason::SpoofedAddress, ifindex);
+    }
+    if p.destination.is_group() {
+        return Verdict::egress(DropReason::Multicast, ifindex);
+    }
+    if let Err(reason) = resolve_fragment(tables, ifindex, p) {
+        return Verdict::egress(reason, ifindex);
+    }
+    let now = tables.now();
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
+    let address = tables.address(&p.destination);
+    let local = match address {
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
+        _ => SLOT_NONE,
+    };
+    if !p.is_bare_syn()
+        && let Some(known) = find(tables, &key, [me, local], now)
+        && let Some(verdict) =
+            known_from_pod(tables, state, packet, endpoint, me, p, &key, source, &known, now)
+    {
+        return verdict;
+    }
+    // A flow that is not known.
+    let mut opening = Opening {
+        key: &key,
+        owner: me,
+        opener: source,
+        source,
+        flags: 0,
+        tcp_flags: p.tcp_flags,
+        generation,
+        sender: (me, endpoint.generation),
+        receiver: (SLOT_NONE, 0),
+        now,
+    };
+    let verdict = match address {
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => {
+            // A pod that talks to itself through the host.
+            if slot == me {
+                return Verdict::Pass { slot: me };
+            }
+            let Some(target) = tables.endpoint(slot) else {
+                return Verdict::egress(DropReason::Internal, ifindex);
+            };
+            if unlocked_slot(tables, slot).is_none() {
+                return Verdict::ingress(DropReason::Locked, target.ifindex);
+            }
+            let leaves =
+                may_leave(tables, generation, endpoint, &p.destination, p.protocol, p.destination_port);
+            let enters =
+                leaves && may_enter(tables, generation, target, &p.source, p.protocol, p.destination_port);
+            let fast =
+                state.flags & STATE_FAST_PATH != 0 && endpoint.flags & target.flags & ENDPOINT_FAST_PATH != 0;
+            let (opener, flags) = if enters {
+                (source, if fast { FLOW_DIRECT } else { 0 })
+            } else if p.is_mid_stream()
+                && may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
+                && may_leave(tables, generation, target, &p.source, p.protocol, p.source_port)
+            {
+                (1 - source, 0)
+            } else if leaves {
+                return Verdict::ingress(DropReason::IngressDenied, target.ifindex);
+            } else {
+                return Verdict::egress(DropReason::EgressDenied, ifindex);
+            };
+            let direct = flags & FLOW_DIRECT != 0 && fits(packet, p, target);
+            opening.owner = if opener == source { me } else { slot };
+            opening.opener = opener;
+            opening.flags = flags;
+            opening.receiver = (slot, target.generation);
+            if direct { Verdict::Redirect { slot } } else { Verdict::Pass { slot: me } }
+        }
+        AddressInfo { kind: ADDRESS_OWN | ADDRESS_SERVICE, .. } => {
+            if overlay_forbidden(state, p) && address.kind == ADDRESS_OWN {
+                return Verdict::egress(DropReason::OverlayForbidden, ifindex);
+            }
+            opening.flags = FLOW_BEFORE_NAT;
+            Verdict::Pass { slot: me }
+        }
+        other => {
+            if overlay_forbidden(state, p) && other.kind == ADDRESS_NODE {
+                return Verdict::egress(DropReason::OverlayForbidden, ifindex);
+            }
+            let opener =
+                if may_leave(tables, generation, endpoint, &p.destination, p.protocol, p.destination_port) {
+                    source
+                } else if p.is_mid_stream()
+                    && may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
+                {
+                    1 - source
+                } else {
+                    return Verdict::egress(DropReason::EgressDenied, ifindex);
+                };
+            opening.opener = opener;
+            Verdict::Pass { slot: if opener == source { me } else { SLOT_SETTLED } }
+        }
+    };
+    record(tables, &opening);
+    verdict
+}
+
+/// A packet of the pod whose flow is known; `None` where the flow turns out to be somebody else's.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller; a struct would cost BPF stack")]
+fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
+    tables: &T,
+    state: &State,
+    packet: &P,
+    endpoint: &Endpoint,
+    me: u32,
+    p: &Parsed<A>,
+    key: &FlowKey<A>,
+    source: usize,
+    known: &Known<'_>,
+    now: u32,
+) -> Option<Verdict> {
+    let generation = state.generation;
+    let flow = known.flow;
+    let opened_by_me = flow.opener() == source;
+    if flow.endpoint[source].get() != endpoint.generation {
+        return None;
+    }
+    let deferred = flow.has(FLOW_BEFORE_NAT);
+    if deferred && !opened_by_me {
+        return None;
+    }
+    let destination = 1 - source;
+    let slot = flow.slot(destination);
+    let stale = flow.judged[source].get() != generation;
+    if stale
+        && !deferred
+        && !flow.has(FLOW_EXEMPT)
+        && !still_may(tables, generation, endpoint, End::Source, p, opened_by_me)
+    {
+        revoke(tables, key, known, p.protocol);
+        return Some(if opened_by_me {
+            Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
+        } else {
+            Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
+        });
+    }
+    let mut verdict = Verdict::Pass { slot: if opened_by_me { me } else { SLOT_SETTLED } };
+    if flow.endpoint[destination].get() != 0 {
+        let target = tables.endpoint(slot)?;
+        if flow.endpoint[destination].get() != target.generation {
+            return None;
+        }
+        if unlocked_slot(tables, slot).is_none() {
+            return Some(Verdict::ingress(DropReason::Locked, target.ifindex));
+        }
+        if flow.judged[destination].get() != generation {
+            // An address that is not the endpoint's own was translated: judged where it leaves the stack.
+            if !still_may(tables, generation, target, End::Destination, p, opened_by_me) {
+                revoke(tables, key, known, p.protocol);
+                return Some(if opened_by_me {
+                    Verdict::ingress(DropReason::FlowRevoked, target.ifindex)
+                } else {
+                    Verdict::egress(DropReason::FlowRevoked, target.ifindex)
+                });
+            }
+            flow.judged[destination].set(generation);
+        }
+        if flow.has(FLOW_DIRECT) && state.flags & STATE_FAST_PATH != 0 && fits(packet, p, target) {
+            verdict = Verdict::Redirect { slot };
+        }
+    }
+    if stale {
+        flow.judged[source].set(generation);
+    }
+    flow.note(now, p.tcp_flags, !opened_by_me);
+    if !opened_by_me {
+        promote(tables, key, known);
+    }
+    Some(verdict)
+}
+
+/// Whether a pod's packet is for the overlay's port.
+#[inline(always)]
+fn overlay_forbidden<A>(state: &State, p: &Parsed<A>) -> bool {
+    state.overlay_port != 0 && p.protocol == protocol::UDP && p.destination_port == state.overlay_port
+}
+
+/// Whether the packet can be handed to the endpoint without the stack: a router would still forward
+/// it, and it fits.
+#[inline(always)]
+fn fits<A, P: Packet>(packet: &P, p: &Parsed<A>, target: &Endpoint) -> bool {
+    let gso = packet.gso_size();
+    let size = if gso > 0 {
+        p.transport - ETHERNET + p.transport_length + gso
+    } else {
+        packet.len().wrapping_sub(ETHERNET)
+    };
+    p.hop_limit > 1 && size <= target.mtu
+}

@@ -1,0 +1,164 @@
+//! The verdict on a packet at each hook. See docs/architecture.md for the packet's way.
+//!
+//! Nothing here touches a map or a packet itself: the kernel's side and the tests hand in both.
+//! One module for each hook; what they share stands here, in `rules` and in `fragments`.
+
+mod fragments;
+mod from_pod;
+mod icmp_errors;
+mod rules;
+mod to_pod;
+mod uplink;
+
+pub use from_pod::from_pod;
+pub use icmp_errors::{error_from_pod, error_to_pod};
+pub use to_pod::to_pod;
+pub use uplink::{from_uplink, to_uplink};
+
+use crate::address::{Address, is_link_local};
+use crate::flow::FlowTables;
+use crate::judge::PeerTables;
+use crate::maps::{
+    AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED, Endpoint, FragmentKey,
+    FragmentPorts, slot_of,
+};
+use crate::packet::{FamilyOf, Packet, Parsed};
+use crate::reason::DropReason;
+
+/// Everything that a verdict looks up, for one address family.
+pub trait Tables<A>: PeerTables<A> + FlowTables<A> {
+    /// Map `endpoints`.
+    fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
+    /// Map `killed`: the interface index that was killed last in a slot.
+    fn killed(&self, slot: u32) -> u32;
+    /// Maps `addresses4` and `addresses6`; [`AddressInfo::UNKNOWN`] where they have no entry. (No
+    /// `Option`: the compiler would merge its branches into code that the verifier refuses.)
+    fn address(&self, address: &A) -> AddressInfo;
+    /// Maps `fragments4` and `fragments6`.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
+    /// Remembers the ports of a datagram's first fragment.
+    fn insert_fragment(&self, key: &FragmentKey<A>, ports: FragmentPorts);
+}
+
+/// An address family as the verdict sees it.
+pub trait Family: FamilyOf {
+    /// Whether the endpoint has this address.
+    fn owned_by(&self, endpoint: &Endpoint) -> bool;
+    /// Whether a pod may send this neighbour discovery packet.
+    fn neighbour_allowed<P: Packet>(packet: &P, parsed: &Parsed<Self>, endpoint: &Endpoint) -> bool;
+}
+
+impl Family for u32 {
+    #[inline(always)]
+    fn owned_by(&self, endpoint: &Endpoint) -> bool {
+        let [a, b, c, d] = endpoint.ipv4;
+        *self != 0 && (*self == a || *self == b || *self == c || *self == d)
+    }
+
+    #[inline(always)]
+    fn neighbour_allowed<P: Packet>(_: &P, _: &Parsed<Self>, _: &Endpoint) -> bool {
+        false
+    }
+}
+
+impl Family for [u32; 4] {
+    #[inline(always)]
+    fn owned_by(&self, endpoint: &Endpoint) -> bool {
+        let [a, b, c, d] = &endpoint.ipv6;
+        !self.same(&Self::UNSPECIFIED) && (self.same(a) || self.same(b) || self.same(c) || self.same(d))
+    }
+
+    /// RFC 4861, section 7.1: hop limit 255; the source is the pod's own; an advertisement is about an
+    /// own address, a solicitation about an own or a link-local one (the gateway).
+    #[inline(always)]
+    fn neighbour_allowed<P: Packet>(packet: &P, parsed: &Parsed<Self>, endpoint: &Endpoint) -> bool {
+        if parsed.hop_limit != 255 || !parsed.source.owned_by(endpoint) {
+            return false;
+        }
+        match packet.load::<6>(parsed.transport) {
+            Some([kind, _, t0, t1, t2, t3]) => {
+                let target = [t0, t1, t2, t3];
+                let solicitation = u32::from_be(kind) >> 24 == 135;
+                target.owned_by(endpoint) || solicitation && is_link_local(&target)
+            }
+            None => false,
+        }
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on through the host's stack, marked with a slot.
+    Pass {
+        /// The slot, [`SLOT_NONE`] to take the mark away.
+        slot: u32,
+    },
+    /// It goes straight into the local endpoint of a slot.
+    Redirect {
+        /// The slot.
+        slot: u32,
+    },
+    /// It ends here.
+    Drop(Dropped),
+}
+
+/// Why a packet ends, and at whose rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// Why.
+    pub reason: DropReason,
+    /// Interface of the endpoint whose state or rules decided.
+    pub ifindex: u32,
+    /// Direction of that endpoint, [`DIRECTION_INGRESS`] or [`DIRECTION_EGRESS`].
+    pub direction: u16,
+}
+
+impl Verdict {
+    #[inline(always)]
+    fn ingress(reason: DropReason, ifindex: u32) -> Self {
+        Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_INGRESS })
+    }
+
+    #[inline(always)]
+    fn egress(reason: DropReason, ifindex: u32) -> Self {
+        Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_EGRESS })
+    }
+}
+
+/// What the hook knows of a packet besides its bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// Interface that the program runs on.
+    pub ifindex: u32,
+    /// Slot that the mark holds.
+    pub mark: u32,
+    /// Made on this machine, in this network namespace: it has a socket and came in by no interface.
+    pub made_here: bool,
+}
+
+/// The endpoint behind a pod's host interface, if packets may pass it at all.
+#[inline(always)]
+pub fn unlocked<A, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&Endpoint, DropReason> {
+    let slot = slot_of(ifindex);
+    let Some(endpoint) = tables.endpoint(slot) else {
+        return Err(DropReason::Locked);
+    };
+    if endpoint.ifindex != ifindex || endpoint.flags & ENDPOINT_UNLOCKED == 0 {
+        return Err(DropReason::Locked);
+    }
+    if tables.killed(slot) == ifindex {
+        return Err(DropReason::EndpointGone);
+    }
+    Ok(endpoint)
+}
+
+/// The endpoint of a slot, if packets may pass it.
+#[inline(always)]
+fn unlocked_slot<A, T: Tables<A>>(tables: &T, slot: u32) -> Option<&Endpoint> {
+    let endpoint = tables.endpoint(slot)?;
+    if endpoint.flags & ENDPOINT_UNLOCKED == 0 || tables.killed(slot) == endpoint.ifindex {
+        return None;
+    }
+    Some(endpoint)
+}

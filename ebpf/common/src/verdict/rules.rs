@@ -1,0 +1,128 @@
+//! What the rules in force say of a flow.
+
+use crate::address::Address;
+use crate::flow::{FlowTables, Known, forget};
+use crate::judge::{PeerTables, allows, protocol};
+use crate::maps::{BANKS, Endpoint, EndpointPolicy, FlowKey, SIGNATURE_OPEN, Side};
+use crate::packet::Parsed;
+
+use super::Tables;
+
+/// Asks the tables. Out of line, so that the kernel's verifier walks it fewer times, and with its
+/// arguments packed into registers: `side` holds signature and default set, `what` the generation, the
+/// protocol and the port in network byte order.
+#[inline(never)]
+fn answer<A, T: PeerTables<A>>(tables: &T, side: u64, peer: &A, what: u64) -> bool {
+    let side = Side { signature: (side >> 32) as u32, default_set: side as u32 };
+    let port = u16::from_be(what as u16);
+    allows(tables, (what >> 32) as u32, side, peer, (what >> 16) as u8, port)
+}
+
+/// Whether the rules of one direction allow the peer.
+#[inline(always)]
+fn ask<A, T: PeerTables<A>>(
+    tables: &T,
+    generation: u32,
+    side: Side,
+    peer: &A,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    if side.signature == SIGNATURE_OPEN {
+        return true;
+    }
+    let side = u64::from(side.signature) << 32 | u64::from(side.default_set);
+    let what = u64::from(generation) << 32 | u64::from(protocol) << 16 | u64::from(port);
+    answer(tables, side, peer, what)
+}
+
+#[inline(always)]
+fn policy(endpoint: &Endpoint, generation: u32) -> &EndpointPolicy {
+    &endpoint.policy[generation as usize % BANKS]
+}
+
+/// Whether the endpoint's rules let the peer open a flow to it.
+#[inline(always)]
+pub(super) fn may_enter<A, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    peer: &A,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let side = policy(endpoint, generation).ingress;
+    ask(tables, generation, side, peer, protocol, port)
+}
+
+/// Whether the endpoint's rules let it open a flow to the peer.
+#[inline(always)]
+pub(super) fn may_leave<A, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    peer: &A,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let side = policy(endpoint, generation).egress;
+    ask(tables, generation, side, peer, protocol, port)
+}
+
+/// Where an endpoint stands to a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It sent the packet.
+    Source,
+    /// It gets the packet.
+    Destination,
+}
+
+/// Whether the endpoint's rules still allow the flow that a packet belongs to, by its opening tuple,
+/// whichever way the packet goes.
+#[inline(always)]
+pub(super) fn still_may<A: Address, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    at: End,
+    p: &Parsed<A>,
+    opened_by_source: bool,
+) -> bool {
+    let peer = if at == End::Source { &p.destination } else { &p.source };
+    let port = if opened_by_source { p.destination_port } else { p.source_port };
+    let opened = (at == End::Source) == opened_by_source;
+    may_keep(tables, generation, endpoint, opened, peer, p.protocol, port)
+}
+
+/// Whether the endpoint's rules allow a flow with the peer that it `opened` itself, or that the peer
+/// did. `port` is the one that the opener chose at the other end, in network byte order.
+#[inline(always)]
+pub(super) fn may_keep<A, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    opened: bool,
+    peer: &A,
+    protocol: u8,
+    port: u16,
+) -> bool {
+    let EndpointPolicy { ingress, egress } = policy(endpoint, generation);
+    let side = if opened { *egress } else { *ingress };
+    ask(tables, generation, side, peer, protocol, port)
+}
+
+/// A flow is no longer allowed. One of TCP stays known, so that each of its packets is judged by its
+/// opening tuple: forgotten, the next one would look like one in mid-stream after an eviction, and pass
+/// where the rules let the other end open such a flow.
+#[inline(always)]
+pub(super) fn revoke<A: Address, T: FlowTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    known: &Known<'_>,
+    ip_protocol: u8,
+) {
+    if ip_protocol != protocol::TCP {
+        forget(tables, key, known);
+    }
+}

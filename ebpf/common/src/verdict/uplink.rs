@@ -1,0 +1,96 @@
+//! What reaches and leaves the node by its uplink.
+
+use crate::flow::{Opening, find, record};
+use crate::maps::{
+    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, FLOW_BEFORE_NAT, FlowKey, SLOT_NONE,
+    SLOT_SETTLED, State,
+};
+use crate::packet::Parsed;
+use crate::reason::DropReason;
+
+use super::fragments::resolve_fragment;
+use super::rules::{End, may_enter, may_leave, revoke, still_may};
+use super::{Family, Hook, Tables, Verdict, unlocked_slot};
+
+/// A packet leaves the node by the uplink: one that a pod sent is judged on its final tuple.
+#[inline(always)]
+pub fn to_uplink<A: Family, T: Tables<A>>(
+    tables: &T,
+    state: &State,
+    hook: &Hook,
+    parsed: Result<(), DropReason>,
+    p: &mut Parsed<A>,
+) -> Verdict {
+    let pass = Verdict::Pass { slot: SLOT_SETTLED };
+    if hook.mark == SLOT_NONE || hook.mark == SLOT_SETTLED {
+        return Verdict::Pass { slot: hook.mark };
+    }
+    let Some(sender) = unlocked_slot(tables, hook.mark) else {
+        return Verdict::egress(DropReason::EndpointGone, hook.ifindex);
+    };
+    if let Err(reason) = parsed {
+        return Verdict::egress(reason, sender.ifindex);
+    }
+    if let Err(reason) = resolve_fragment(tables, hook.ifindex, p) {
+        return Verdict::egress(reason, sender.ifindex);
+    }
+    let generation = state.generation;
+    let now = tables.now();
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
+    if !p.is_bare_syn()
+        && let Some(known) = find(tables, &key, [hook.mark, SLOT_NONE], now)
+    {
+        let flow = known.flow;
+        if flow.endpoint[source].get() == sender.generation && !flow.has(FLOW_BEFORE_NAT) {
+            let opened_by_source = flow.opener() == source;
+            if flow.judged[source].get() != generation {
+                if !still_may(tables, generation, sender, End::Source, p, opened_by_source) {
+                    revoke(tables, &key, &known, p.protocol);
+                    return Verdict::egress(DropReason::FlowRevoked, sender.ifindex);
+                }
+                flow.judged[source].set(generation);
+            }
+            flow.note(now, p.tcp_flags, !opened_by_source);
+            return pass;
+        }
+    }
+    let leaves = may_leave(tables, generation, sender, &p.destination, p.protocol, p.destination_port);
+    let opener = if leaves {
+        source
+    } else if p.is_mid_stream()
+        && may_enter(tables, generation, sender, &p.destination, p.protocol, p.source_port)
+    {
+        1 - source
+    } else {
+        return Verdict::egress(DropReason::EgressDenied, sender.ifindex);
+    };
+    let opening = Opening {
+        key: &key,
+        owner: hook.mark,
+        opener,
+        source,
+        flags: 0,
+        tcp_flags: p.tcp_flags,
+        generation,
+        sender: (hook.mark, sender.generation),
+        receiver: (SLOT_NONE, 0),
+        now,
+    };
+    record(tables, &opening);
+    pass
+}
+
+/// A packet reaches the node by the uplink: nobody outside has this node's addresses.
+#[inline(always)]
+pub fn from_uplink<A: Family, T: Tables<A>>(tables: &T, hook: &Hook, source: &A) -> Verdict {
+    let forged = source.is_loopback()
+        || matches!(
+            tables.address(source),
+            AddressInfo { kind: ADDRESS_ENDPOINT | ADDRESS_OWN | ADDRESS_SERVICE, .. }
+        );
+    if forged {
+        Verdict::ingress(DropReason::ForgedSource, hook.ifindex)
+    } else {
+        Verdict::Pass { slot: SLOT_SETTLED }
+    }
+}
