@@ -39,14 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         process::run(host_cargo("build").args(PACKAGES.map(|p| format!("--package={p}"))))?;
         (workspace::target().join("dist-debug"), workspace::target().join("debug"))
     } else {
-        process::run(
-            host_cargo("build")
-                // With an explicit target the flag spares build scripts and procedural macros, which
-                // cannot be static.
-                .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
-                .args(["--release", "--target", STATIC_TARGET])
-                .args(PACKAGES.map(|p| format!("--package={p}"))),
-        )?;
+        process::run(release(&mut host_cargo("build")).args(PACKAGES.map(|p| format!("--package={p}"))))?;
         (workspace::dist(), workspace::target().join(STATIC_TARGET).join("release"))
     };
     for name in EXECUTABLES {
@@ -54,6 +47,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     println!("build: {} in {}", EXECUTABLES.join(", "), folder.display());
     Ok(())
+}
+
+/// Makes a build one of static release executables.
+pub(crate) fn release(cargo: &mut std::process::Command) -> &mut std::process::Command {
+    cargo
+        // With an explicit target the flag spares build scripts and procedural macros, which cannot be
+        // static.
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        .args(["--release", "--target", STATIC_TARGET])
+}
+
+/// Where a [`release`] build leaves an executable.
+pub(crate) fn built(name: &str) -> PathBuf {
+    workspace::target().join(STATIC_TARGET).join("release").join(name)
 }
 
 /// cargo with a subcommand for code that runs on this machine.

@@ -3,6 +3,7 @@
 //! `cargo xtask COMMAND`: on a bare Debian 12 with rustup each command first sets up what it needs.
 #![expect(clippy::print_stdout, reason = "a command-line tool: its output is for people")]
 
+mod bench;
 mod bpf_toolchain;
 mod build;
 mod demo;
@@ -36,6 +37,8 @@ enum Command {
     Test(test::Options),
     /// Two nodes, a real application, its policies: wired, enforced and measured.
     Demo(demo::Options),
+    /// Measure beside others, and write docs/performance.md and target/bench/results.json.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Build(options) => done(build::run(&options)),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     result.unwrap_or_else(|error| {
         // Without the backtrace that anyhow would add: what failed is another program.

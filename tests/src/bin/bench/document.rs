@@ -1,0 +1,178 @@
+//! `docs/performance.md` and `target/bench/results.json`: a partial run replaces only its part.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::report::{Figure, Report, table};
+use crate::{SECTIONS, Section, machine};
+
+/// What has been measured so far.
+pub(crate) struct Document {
+    root: PathBuf,
+    figures: Vec<Figure>,
+    /// Text by section, its markers not included.
+    parts: BTreeMap<String, String>,
+}
+
+fn begin(section: &str) -> String {
+    format!("<!-- section: {section} -->\n")
+}
+
+fn end(section: &str) -> String {
+    format!("<!-- end: {section} -->\n")
+}
+
+/// The part of a section in a document.
+fn part(text: &str, section: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&begin(section))?;
+    Some(rest.split_once(&end(section))?.0.to_owned())
+}
+
+impl Document {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// Where results are there and cannot be read.
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        let mut document = Self { root: root.to_owned(), figures: Vec::new(), parts: BTreeMap::new() };
+        if let Ok(text) = fs::read_to_string(document.results()) {
+            document.figures = serde_json::from_str(&text)
+                .with_context(|| format!("{} is not what a run left", document.results().display()))?;
+        }
+        let text = fs::read_to_string(document.text()).unwrap_or_default();
+        for section in &SECTIONS {
+            if let Some(part) = part(&text, section.name) {
+                document.parts.insert(section.name.to_owned(), part);
+            }
+        }
+        Ok(document)
+    }
+
+    fn results(&self) -> PathBuf {
+        self.root.join("target/bench/results.json")
+    }
+
+    fn text(&self) -> PathBuf {
+        self.root.join("docs/performance.md")
+    }
+
+    /// Puts a section's report in the place of its last one, and writes everything.
+    ///
+    /// # Errors
+    /// Where a figure is not named after its section, or something cannot be written.
+    pub(crate) fn replace(&mut self, section: &Section, report: Report, command: &str) -> Result<()> {
+        let prefix = format!("{}.", section.name);
+        for figure in &report.figures {
+            ensure!(figure.name.starts_with(&prefix), "figure {} is not named {prefix}…", figure.name);
+        }
+        self.figures.retain(|f| !f.name.starts_with(&prefix));
+        self.figures.extend(report.figures);
+        let provenance =
+            format!("`{command}`, commit {}, kernel {}.", machine::commit(&self.root), machine::kernel());
+        let text = format!("## {}\n\n{provenance}\n\n{}\n", section.title, report.text.trim_end());
+        self.parts.insert(section.name.to_owned(), text);
+        for (name, svg) in &report.plots {
+            write(&self.root.join("docs/img").join(name), svg)?;
+        }
+        write(&self.results(), &(serde_json::to_string_pretty(&self.figures)? + "\n"))?;
+        write(&self.text(), &self.render())
+    }
+
+    fn render(&self) -> String {
+        let mut text = String::from(
+            "# Performance\n\n\
+             Written by `cargo xtask bench`; do not edit. Everything is measured side by side and interleaved\n\
+             in one run on one machine, so ratios travel and times do not. Given are medians, in brackets the\n\
+             quartiles; a ratio is the median of the ratios pair by pair, and *within noise* where its 95 %\n\
+             confidence interval contains 1.\n\n\
+             To repeat all of it, from a fresh clone on Debian 12 with rustup, as root or with sudo:\n\n\
+             ```sh\ncargo xtask bench          # minutes\ncargo xtask bench --full   # up to two hours\n```\n\n",
+        );
+        let _ = writeln!(text, "- machine: {}", machine::machine());
+        let _ = writeln!(text, "- system: {}, kernel {}", machine::system(), machine::kernel());
+        let packages = machine::packages();
+        let packages: Vec<String> =
+            packages.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        let _ = writeln!(text, "- beside and with: {}", packages.join(", "));
+        let _ = writeln!(
+            text,
+            "- Fairlead {}, with the defaults that it ships with\n",
+            env!("CARGO_PKG_VERSION")
+        );
+        let rows: Vec<Vec<String>> = self
+            .figures
+            .iter()
+            .filter(|f| self.parts.keys().any(|s| f.name.starts_with(&format!("{s}."))))
+            .filter_map(|f| {
+                let target = f.target?;
+                let value = if f.unit == "ratio" {
+                    format!("{:.2}", f.value)
+                } else {
+                    format!("{} {}", f.value, f.unit)
+                };
+                let verdict = f.verdict().to_owned();
+                Some(vec![
+                    format!("`{}`", f.name),
+                    value,
+                    f.baseline.clone().unwrap_or_default(),
+                    target.to_string(),
+                    verdict,
+                ])
+            })
+            .collect();
+        if !rows.is_empty() {
+            text.push_str("## Targets\n\n");
+            text.push_str(&table(&["figure", "measured", "beside", "target", ""], &rows));
+            text.push('\n');
+        }
+        for section in &SECTIONS {
+            if let Some(part) = self.parts.get(section.name) {
+                text.push_str(&begin(section.name));
+                text.push_str(part);
+                text.push_str(&end(section.name));
+                text.push('\n');
+            }
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    }
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    let told = || format!("cannot write {}", path.display());
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(told)?;
+    }
+    fs::write(path, content).with_context(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(name: &str, value: f64, text: &str) -> Report {
+        Report { figures: vec![Figure::new(name, value, "ms")], text: text.to_owned(), plots: Vec::new() }
+    }
+
+    #[test]
+    fn a_run_replaces_its_section_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let section = &SECTIONS[0];
+        let open = || Document::open(root.path()).unwrap();
+        let mut document = open();
+        document.figures.push(Figure::new("other.x", 7.0, "ns"));
+        document.replace(section, report("cni.a", 1.0, "first"), "c").unwrap();
+        open().replace(section, report("cni.b", 2.0, "second"), "c").unwrap();
+        let again = open();
+        let names: Vec<&str> = again.figures.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["other.x", "cni.b"]);
+        assert!(again.parts["cni"].contains("second") && !again.render().contains("first"));
+        assert_eq!(fs::read_to_string(again.text()).unwrap(), again.render());
+        assert!(open().replace(section, report("other.y", 1.0, ""), "c").is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! Measures Fairlead beside others, interleaved, and writes what came out.
+//!
+//! Each section is a module with one function from [`Settings`] to [`Report`].
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
+
+mod cni;
+mod document;
+mod machine;
+mod plot;
+mod report;
+mod stats;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+use crate::document::Document;
+use crate::report::Report;
+
+/// Measures Fairlead beside others.
+#[derive(Parser)]
+pub(crate) struct Settings {
+    /// Sections to measure; all of them where none is named.
+    sections: Vec<String>,
+    /// The whole grid instead of what takes minutes.
+    #[arg(long)]
+    full: bool,
+    /// Rounds of each comparison.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Nodes between which the datapath is measured.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=2))]
+    nodes: u32,
+    /// Root of the repository, for the results.
+    #[arg(long)]
+    root: PathBuf,
+}
+
+/// A part of the benchmarks.
+struct Section {
+    /// Its name, and the first word of its figures' names.
+    name: &'static str,
+    /// Its title in the document.
+    title: &'static str,
+    /// Measures.
+    run: fn(&Settings) -> Result<Report>,
+}
+
+/// All sections, in the document's order.
+const SECTIONS: [Section; 1] =
+    [Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: cni::run }];
+
+fn main() -> ExitCode {
+    match measure(&Settings::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether every target of what was measured is met.
+fn measure(settings: &Settings) -> Result<bool> {
+    if let Some(stray) = settings.sections.iter().find(|s| SECTIONS.iter().all(|known| known.name != **s)) {
+        let known: Vec<&str> = SECTIONS.iter().map(|s| s.name).collect();
+        bail!("no section {stray:?}; there are: {}", known.join(", "));
+    }
+    let asked = |s: &&Section| settings.sections.is_empty() || settings.sections.iter().any(|n| n == s.name);
+    let mut document = Document::open(&settings.root)?;
+    let mut met = true;
+    for section in SECTIONS.iter().filter(asked) {
+        println!("bench: {}", section.name);
+        let report = (section.run)(settings).with_context(|| section.name.to_owned())?;
+        for figure in &report.figures {
+            println!("  {figure}");
+        }
+        met &= report.figures.iter().all(|f| f.met != Some(false));
+        // After each, so that what was measured stays if the next one fails.
+        document.replace(section, report, &command(settings, section))?;
+    }
+    println!("bench: written to docs/performance.md and target/bench/results.json");
+    Ok(met)
+}
+
+/// What to type to measure a section as it was measured now.
+fn command(settings: &Settings, section: &Section) -> String {
+    let mut command = format!("cargo xtask bench {}", section.name);
+    if settings.full {
+        command.push_str(" --full");
+    }
+    if let Some(rounds) = settings.rounds {
+        command.push_str(&format!(" --rounds {rounds}"));
+    }
+    if settings.nodes != 1 {
+        command.push_str(&format!(" --nodes {}", settings.nodes));
+    }
+    command
+}
