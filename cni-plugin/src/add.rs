@@ -20,6 +20,7 @@ use crate::log::Log;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::netns::Netns;
 use crate::result::{Dns, Interface, Ip, Route, Success};
+use crate::unlink;
 use crate::wire;
 
 /// What the agent gets beyond its own time limit before it counts as stuck.
@@ -331,15 +332,16 @@ impl Attempt<'_> {
                 log.note(format!("undo: {e}"));
             }
         }
-        let request = if made.link {
-            wire::remove(a.host_ifindex)
+        let result = if made.link {
+            unlink::remove(a.host_ifindex)
         } else if made.foreign_clsact {
-            wire::remove_clsact(a.host_ifindex)
+            let host = Netlink::open().map_err(|e| e.to_string());
+            host.and_then(|mut host| {
+                host.all(vec![wire::remove_clsact(a.host_ifindex)]).map_err(|e| e.to_string())
+            })
         } else {
             return true;
         };
-        let result = Netlink::open().map_err(|e| e.to_string());
-        let result = result.and_then(|mut host| host.all(vec![request]).map_err(|e| e.to_string()));
         if let Err(e) = &result {
             log.note(format!("undo: {e}"));
         }

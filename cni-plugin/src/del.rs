@@ -14,8 +14,7 @@ use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{self, Ledger, host_ifname, interface_name, owner_of};
 use crate::log::Log;
-use crate::netlink::Netlink;
-use crate::wire;
+use crate::unlink;
 
 /// How long DEL waits for the agent. It finds out by itself what it was not told.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -100,14 +99,7 @@ fn remove(
     }
     log.step("kill");
     if let Some(index) = index {
-        let result = Netlink::open().map_err(|e| e.to_string()).and_then(|mut host| {
-            match host.all(vec![wire::remove(index)]) {
-                // Its namespace went at the same time, and took it along.
-                Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
-                result => result.map_err(|e| e.to_string()),
-            }
-        });
-        faults.extend(result.err());
+        faults.extend(unlink::remove(index).err());
     }
     log.step("link");
     // An address of an interface that is still there must not be given to another.

@@ -39,6 +39,7 @@ pub mod netns;
 pub mod result;
 pub mod status;
 pub mod store;
+pub mod unlink;
 pub mod version;
 pub mod wire;
 

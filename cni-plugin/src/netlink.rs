@@ -1,7 +1,7 @@
 //! A synchronous rtnetlink socket that sends several messages at once.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -50,6 +50,12 @@ pub struct Netlink {
     sequence: u32,
 }
 
+impl AsRawFd for Netlink {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl Netlink {
     /// A socket in the namespace of this thread.
     ///
@@ -64,6 +70,13 @@ impl Netlink {
         // Older kernels dump more than was asked for.
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self { socket, sequence: 0 })
+    }
+
+    /// A request as it goes over the wire, for whoever sends it by himself.
+    pub fn prepared(&mut self, request: Request) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.append(&mut bytes, request.message, NLM_F_ACK | request.flags);
+        bytes
     }
 
     /// Sends all of `requests` in one go and says for each whether it was done. The kernel goes on

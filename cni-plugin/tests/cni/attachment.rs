@@ -226,6 +226,20 @@ fn del_needs_neither_agent_nor_namespace_nor_record() {
 }
 
 #[test]
+fn nothing_is_left_when_del_returns() {
+    let Some(node) = Node::new(&DUAL) else { return };
+    let pod = node.pod("a");
+    for _ in 0..10 {
+        node.add(&pod).success();
+        let attachment = node.attachment(&pod).unwrap();
+        node.del(&pod).success();
+        let index = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+        assert_eq!(index(&attachment.host_ifname), None);
+        assert_eq!(pod.within(|| (index("eth0"), index("lo"))), (None, Some(1)));
+    }
+}
+
+#[test]
 fn addresses_run_out_and_rest() {
     let Some(node) = Node::new(&["10.7.0.0/29"]) else { return };
     let pods: Vec<_> = (0..5).map(|n| node.pod(&format!("p{n}"))).collect();
