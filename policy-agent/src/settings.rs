@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use fairlead_api::{BPFFS, CNI_CONF_DIR, RUN_DIR, RunDir};
 use fairlead_common::maps::DEFAULT_MARK_MASK;
+use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
 /// Connects the pods of this node and enforces NetworkPolicy.
@@ -60,6 +61,12 @@ pub struct Values {
     /// How long a pod's ADD waits for the pod's object, as 10s or 500ms [default: 10s].
     #[arg(long, value_name = "TIME")]
     pub add_timeout: Option<String>,
+    /// Whether pods are seen under the node's address outside of the cluster [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub masquerade: Option<bool>,
+    /// What else is not outside: there, pods are seen under their own addresses [default: none].
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub masquerade_exclude: Option<Vec<String>>,
 }
 
 /// Format of the log.
@@ -98,6 +105,10 @@ pub struct Settings {
     pub mark_mask: u32,
     /// How long an ADD waits.
     pub add_timeout: Duration,
+    /// Whether pods' traffic to the outside is masqueraded.
+    pub masquerade: bool,
+    /// What is not outside, besides the cluster.
+    pub masquerade_exclude: Vec<IpNetwork>,
 }
 
 /// A setting that cannot be used. The process ends with exit code 2.
@@ -157,6 +168,8 @@ impl Values {
             fast_path: self.fast_path.or(other.fast_path),
             mark_mask: self.mark_mask.or(other.mark_mask),
             add_timeout: self.add_timeout.or(other.add_timeout),
+            masquerade: self.masquerade.or(other.masquerade),
+            masquerade_exclude: self.masquerade_exclude.or(other.masquerade_exclude),
         }
     }
 
@@ -201,8 +214,21 @@ impl Values {
             fast_path: self.fast_path.unwrap_or(true),
             mark_mask,
             add_timeout,
+            masquerade: self.masquerade.unwrap_or(true),
+            masquerade_exclude: networks(&self.masquerade_exclude.unwrap_or_default())
+                .map_err(|e| value("--masquerade-exclude", e))?,
         })
     }
+}
+
+fn networks(texts: &[String]) -> Result<Vec<IpNetwork>, String> {
+    let texts = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    texts
+        .map(|text| {
+            let parsed: IpNetwork = text.parse().map_err(|e| format!("{text:?}: {e}"))?;
+            IpNetwork::new(parsed.network(), parsed.prefix()).map_err(|e| format!("{text:?}: {e}"))
+        })
+        .collect()
 }
 
 fn mark_mask(text: &str) -> Result<u32, String> {

@@ -5,10 +5,11 @@ use std::io;
 use std::net::IpAddr;
 
 use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
+use ipnetwork::IpNetwork;
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType};
 use rtnetlink::{Handle, MulticastGroup};
 
 /// Where kube-proxy in IPVS mode keeps the addresses of Services.
@@ -26,8 +27,19 @@ pub struct Interface {
     /// Whether it leads nowhere: loopback, or [`SERVICES`]. Its addresses are not the node's own, and
     /// it is no uplink.
     pub inward: bool,
+    /// Whether its frames are Ethernet's.
+    pub ethernet: bool,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
+    /// Its addresses with the prefixes that are on the link.
+    pub networks: BTreeSet<IpNetwork>,
+}
+
+impl Interface {
+    /// Whether it is a pod's: see [`fairlead_cni::ledger::host_ifname`].
+    fn pods(&self) -> bool {
+        self.name.len() == 15 && self.name.starts_with("fl")
+    }
 }
 
 /// The interfaces of this node by index.
@@ -43,6 +55,15 @@ impl Interfaces {
     /// Those that lead somewhere.
     fn outward(&self) -> impl Iterator<Item = &Interface> {
         self.0.values().filter(|i| !i.inward)
+    }
+
+    /// Those by which a packet can leave the node for somewhere else: they get the programs of an
+    /// uplink, which know Ethernet only. A port of a bridge has no address of its own.
+    pub fn exits(&self) -> impl Iterator<Item = &Interface> {
+        let link_local = |a: &IpAddr| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+        self.outward().filter(move |i| {
+            i.ethernet && !i.pods() && i.addresses.iter().any(|address| !link_local(address))
+        })
     }
 
     /// The node's own addresses.
@@ -79,7 +100,9 @@ pub async fn interfaces(handle: &Handle) -> Result<Interfaces, rtnetlink::Error>
         }
         let index = link.header.index;
         let inward = link.header.flags.contains(LinkFlags::Loopback) || name == SERVICES;
-        all.insert(index, Interface { index, name, mtu, inward, addresses: BTreeSet::new() });
+        let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+        let (addresses, networks) = (BTreeSet::new(), BTreeSet::new());
+        all.insert(index, Interface { index, name, mtu, inward, ethernet, addresses, networks });
     }
     let mut addresses = handle.address().get().execute();
     while let Some(message) = addresses.try_next().await? {
@@ -93,7 +116,11 @@ pub async fn interfaces(handle: &Handle) -> Result<Interfaces, rtnetlink::Error>
                 _ => {}
             }
         }
-        interface.addresses.extend(local.or(address));
+        let Some(own) = local.or(address) else { continue };
+        interface.addresses.insert(own);
+        // A peer's address is what a prefix of its own length is about.
+        let on_link = address.unwrap_or(own);
+        interface.networks.extend(IpNetwork::new(on_link, message.header.prefix_len).ok());
     }
     Ok(Interfaces(all))
 }

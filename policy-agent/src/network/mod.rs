@@ -1,6 +1,7 @@
 //! The node's own network: which addresses are its own, the uplink, routes to the other nodes' pods.
 
 pub mod links;
+mod nft;
 pub mod plan;
 mod routes;
 mod sysctl;
@@ -9,6 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fairlead_api::NodeInfo;
+use fairlead_policy::model::Node;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -18,7 +20,7 @@ use crate::conflist;
 use crate::engine::{EngineHandle, Message, Published};
 use crate::settings::Settings;
 
-use links::{Interfaces, Notice};
+use links::{Interface, Interfaces, Notice};
 
 /// Changes within this time belong together.
 const QUIET: Duration = Duration::from_millis(20);
@@ -26,6 +28,14 @@ const QUIET: Duration = Duration::from_millis(20);
 const REGULARLY: Duration = Duration::from_secs(30);
 /// As above, while something does not work.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Takes away what [`Network`] has put into nftables, for an uninstall.
+///
+/// # Errors
+/// What the kernel says.
+pub fn remove_table() -> std::io::Result<()> {
+    nft::Table::default().remove()
+}
 
 /// Sees to the node's network until the engine ends.
 pub struct Network {
@@ -36,7 +46,13 @@ pub struct Network {
     readiness: watch::Sender<Readiness>,
     routes: rtnetlink::Handle,
     own: Option<BTreeSet<std::net::IpAddr>>,
-    attached: Option<u32>,
+    /// Interfaces that have the uplink's programs.
+    attached: BTreeSet<u32>,
+    table: nft::Table,
+    /// The interfaces as last listed, where nothing has changed since.
+    interfaces: Option<Interfaces>,
+    /// Foreign hands may have changed what is remembered.
+    distrust: bool,
     installed: bool,
 }
 
@@ -62,7 +78,10 @@ impl Network {
             readiness,
             routes,
             own: None,
-            attached: None,
+            attached: BTreeSet::new(),
+            table: nft::Table::default(),
+            interfaces: None,
+            distrust: true,
             installed: false,
         })
     }
@@ -108,7 +127,10 @@ impl Network {
         tokio::select! {
             changed = self.published.changed() => return Ok(changed.is_ok()),
             notice = timeout_at(until, notices.next()) => match notice {
-                Err(_) => return Ok(true),
+                Err(_) => {
+                    self.distrust = true;
+                    return Ok(true);
+                }
                 Ok(notice) => self.heed(notice.ok_or_else(broken)?),
             },
         }
@@ -123,8 +145,10 @@ impl Network {
         Ok(true)
     }
 
-    fn heed(&self, notice: Notice) {
+    fn heed(&mut self, notice: Notice) {
+        self.interfaces = None;
         if let Notice::LinkGone(ifindex) = notice {
+            self.attached.remove(&ifindex);
             self.engine.tell(Message::LinkGone(ifindex));
         }
     }
@@ -132,14 +156,24 @@ impl Network {
     /// Looks at everything once and puts it right.
     async fn round(&mut self, published: &Published) -> Readiness {
         let before = self.readiness.borrow().clone();
-        let interfaces = match links::interfaces(&self.routes).await {
-            Ok(interfaces) => interfaces,
-            Err(e) => {
-                let problem = format!("listing interfaces: {e}");
-                return Readiness { problems: vec![problem], ..before };
-            }
+        let distrust = std::mem::take(&mut self.distrust);
+        if distrust {
+            self.interfaces = None;
+        }
+        let interfaces = match self.interfaces.take() {
+            Some(interfaces) => interfaces,
+            None => match links::interfaces(&self.routes).await {
+                Ok(interfaces) => {
+                    self.engine.tell(Message::Links(interfaces.indexes()));
+                    interfaces
+                }
+                Err(e) => {
+                    self.distrust = true;
+                    let problem = format!("listing interfaces: {e}");
+                    return Readiness { problems: vec![problem], ..before };
+                }
+            },
         };
-        self.engine.tell(Message::Links(interfaces.indexes()));
         let own = interfaces.addresses();
         if self.own.as_ref() != Some(&own) {
             self.engine.tell(Message::OwnAddresses(own.clone()));
@@ -148,6 +182,9 @@ impl Network {
         // What once was ready stays so: the tables hold whatever happens to objects.
         let was_ready = self.installed && before.waiting_for.is_none();
         let mut now = Readiness { waiting_for: None, uplink: before.uplink.clone(), problems: Vec::new() };
+        if distrust {
+            now.problems.extend(self.table.look().err().map(|e| format!("nftables: {e}")));
+        }
         if let Err(what) = self.put_right(published, &interfaces, &mut now).await {
             if was_ready {
                 now.problems.push(what);
@@ -155,6 +192,7 @@ impl Network {
                 now.waiting_for = Some(what);
             }
         }
+        self.interfaces = Some(interfaces);
         now
     }
 
@@ -167,7 +205,7 @@ impl Network {
         if !published.synced {
             return Err("the state of the world is not known yet".to_owned());
         }
-        let name = &self.settings.node_name;
+        let name = &self.settings.node_name.clone();
         let node = published.nodes.get(name).ok_or_else(|| format!("Node {name} is not known"))?;
         if node.pod_cidrs.is_empty() {
             return Err(format!("Node {name} has no pod CIDR of its own"));
@@ -184,18 +222,19 @@ impl Network {
             })?,
         };
         now.uplink = Some(uplink.name.clone());
-        if self.attached != Some(uplink.index) {
-            self.engine
-                .ask(|reply| Message::Uplink(uplink.index, reply))
-                .await
-                .map_err(|e| e.message)?
-                .map_err(|e| format!("attaching to {}: {e}", uplink.name))?;
-            self.attached = Some(uplink.index);
+        self.attach(uplink).await?;
+        for exit in interfaces.exits() {
+            // Without its programs nothing of a pod leaves there, see the table.
+            now.problems.extend(self.attach(exit).await.err());
         }
         now.problems.extend(sysctl::set(&uplink.name, node.pod_cidrs.iter().any(|c| c.is_ipv6())));
         let (wanted, problems) = plan::wanted(name, &published.nodes, uplink.index);
         now.problems.extend(problems);
         now.problems.extend(routes::reconcile(&self.routes, &wanted).await);
+        let table = self.contents(published, node);
+        if let Err(e) = self.table.ensure(&table) {
+            now.problems.push(format!("nftables, table inet fairlead: {e}"));
+        }
         if !published.active {
             return Err("policy is not in force yet".to_owned());
         }
@@ -215,5 +254,33 @@ impl Network {
             self.installed = true;
         }
         Ok(())
+    }
+
+    /// Gives an interface the programs for what comes from elsewhere and what leaves.
+    async fn attach(&mut self, interface: &Interface) -> Result<(), String> {
+        if self.attached.contains(&interface.index) {
+            return Ok(());
+        }
+        self.engine
+            .ask(|reply| Message::Uplink(interface.index, reply))
+            .await
+            .map_err(|e| e.message)?
+            .map_err(|e| format!("attaching to {}: {e}", interface.name))?;
+        self.attached.insert(interface.index);
+        Ok(())
+    }
+
+    /// What the table of nftables is to hold.
+    fn contents(&self, published: &Published, own: &Node) -> nft::Contents {
+        let cidrs = published.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
+        let addresses = published.nodes.values().flat_map(|node| &node.addresses).map(|a| (*a).into());
+        let excluded = self.settings.masquerade_exclude.iter().copied();
+        nft::Contents {
+            masquerade: self.settings.masquerade,
+            pods: nft::maximal(own.pod_cidrs.iter().copied()),
+            inside: nft::maximal(cidrs.chain(addresses).chain(excluded)),
+            exits: self.attached.clone(),
+            mark_mask: self.settings.mark_mask,
+        }
     }
 }

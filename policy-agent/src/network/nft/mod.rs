@@ -1,0 +1,88 @@
+//! Fairlead's one table in nftables, `inet fairlead`: masquerade, and the end of what leaves unjudged.
+//!
+//! ```text
+//! chain masquerade  postrouting, srcnat:  from this node's pods, to nobody of the cluster: masquerade
+//! chain leaving     forward:              owes a verdict, and no device there would give it: drop
+//! ```
+//!
+//! Tables of others are neither read nor changed. See docs/decisions/0015.
+
+mod message;
+mod socket;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use socket::Nfnetlink;
+pub(super) use table::{Contents, maximal};
+
+/// The table as it was last put in force.
+#[derive(Default)]
+pub(super) struct Table {
+    socket: Option<Nfnetlink>,
+    there: Option<Contents>,
+    generation: u32,
+}
+
+impl Table {
+    /// Puts the contents in force at once: element by element where only sets differ, else anew.
+    /// Returns how many messages that took.
+    ///
+    /// # Errors
+    /// What the kernel says; then the table is as it was.
+    pub(super) fn ensure(&mut self, wanted: &Contents) -> io::Result<usize> {
+        let batch = match &self.there {
+            Some(there) if there == wanted => return Ok(0),
+            Some(there) => there.changed_to(wanted).unwrap_or_else(|| wanted.whole()),
+            None => wanted.whole(),
+        };
+        let messages = batch.messages();
+        let result = self.socket().and_then(|socket| {
+            socket.commit(batch)?;
+            socket.generation()
+        });
+        match result {
+            Ok(generation) => {
+                self.generation = generation;
+                self.there = Some(wanted.clone());
+                Ok(messages)
+            }
+            Err(e) => {
+                // What is there is not known for sure any more: the next time makes it anew.
+                self.there = None;
+                Err(e)
+            }
+        }
+    }
+
+    /// Looks whether anybody has changed any rules since. If so, the next [`Self::ensure`] makes the
+    /// table anew, since somebody may have flushed all.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn look(&mut self) -> io::Result<()> {
+        let generation = self.socket()?.generation()?;
+        if generation != self.generation {
+            self.there = None;
+        }
+        Ok(())
+    }
+
+    /// Takes the table away; that there is none is no error.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn remove(&mut self) -> io::Result<()> {
+        self.there = None;
+        self.socket()?.commit(table::removal())
+    }
+
+    fn socket(&mut self) -> io::Result<&Nfnetlink> {
+        match &mut self.socket {
+            Some(socket) => Ok(socket),
+            none => Ok(none.insert(Nfnetlink::open()?)),
+        }
+    }
+}

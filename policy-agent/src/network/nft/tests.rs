@@ -1,0 +1,119 @@
+use std::process::Command;
+
+use super::*;
+use crate::network::routes::tests::in_namespace;
+
+fn contents(pods: &[&str], inside: &[&str]) -> Contents {
+    let networks = |all: &[&str]| maximal(all.iter().map(|n| n.parse().unwrap()));
+    Contents {
+        masquerade: true,
+        pods: networks(pods),
+        inside: networks(inside),
+        exits: [1, 7].into(),
+        mark_mask: 0x0fff_0000,
+    }
+}
+
+/// What `nft` reads back, as its own words.
+fn ruleset() -> String {
+    let output = Command::new("nft").args(["-nn", "list", "ruleset"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Counters and line breaks are not what matters.
+    String::from_utf8(output.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn nft(words: &str) {
+    let output = Command::new("nft").arg(words).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn only_the_greatest_networks_stay() {
+    let all = ["10.0.0.0/8", "10.1.0.0/16", "10.255.255.255/32", "11.0.0.1/24", "fd00::/8", "fd00::1/128"];
+    let kept: Vec<String> =
+        maximal(all.iter().map(|n| n.parse().unwrap())).iter().map(ToString::to_string).collect();
+    assert_eq!(kept, ["10.0.0.0/8", "11.0.0.0/24", "fd00::/8"]);
+}
+
+#[test]
+fn the_kernel_holds_what_is_wanted_beside_others() {
+    in_namespace(async || {
+        nft("add table inet theirs");
+        nft("add chain inet theirs post { type nat hook postrouting priority 100; }");
+        nft("add rule inet theirs post ip saddr 192.0.2.0/24 masquerade");
+        let others = ruleset();
+        let mut table = Table::default();
+        let first = contents(
+            &["10.1.0.0/24", "fd00:1::/64"],
+            &["10.1.0.0/24", "10.1.1.0/24", "192.0.2.1/32", "fd00:1::/64", "fd00:2::/64"],
+        );
+        assert!(table.ensure(&first).unwrap() > 10);
+        assert_eq!(table.ensure(&first).unwrap(), 0);
+        let said = ruleset();
+        for part in [
+            "set pods4 { type ipv4_addr flags interval elements = { 10.1.0.0/24 } }",
+            "set inside4 { type ipv4_addr flags interval elements = { 10.1.0.0/24, 10.1.1.0/24, 192.0.2.1 } }",
+            "set inside6 { type ipv6_addr flags interval elements = { fd00:1::/64, fd00:2::/64 } }",
+            "chain masquerade { type nat hook postrouting priority 100; policy accept; \
+             ip saddr @pods4 ip daddr != @inside4 counter packets 0 bytes 0 masquerade \
+             ip6 saddr @pods6 ip6 daddr != @inside6 counter packets 0 bytes 0 masquerade }",
+            "type filter hook forward priority 100; policy accept; meta mark & 0x0fff0000 == 0x00000000 accept \
+             meta mark & 0x0fff0000 == 0x0fff0000 accept",
+            "counter packets 0 bytes 0 drop }",
+        ] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+        assert!(said.contains(&others), "{said}");
+
+        // A node comes, one goes, and an exclusion swallows others and ends with the last address.
+        let second = contents(
+            &["10.1.0.0/24", "fd00:1::/64"],
+            &["10.1.0.0/16", "255.0.0.0/8", "fd00:1::/64", "fd00:3::/64", "2001:db8::7/128"],
+        );
+        let steps = table.ensure(&second).unwrap();
+        assert_eq!(steps, 4);
+        let said = ruleset();
+        for part in [
+            "set inside4 { type ipv4_addr flags interval elements = { 10.1.0.0/16, 255.0.0.0/8 } }",
+            "set inside6 { type ipv6_addr flags interval elements = { 2001:db8::7, fd00:1::/64, fd00:3::/64 } }",
+        ] {
+            assert!(said.contains(part), "{part}\n{said}");
+        }
+        // An agent that comes after it makes the same of it.
+        let whole = said;
+        let mut next = Table::default();
+        next.ensure(&second).unwrap();
+        assert_eq!(ruleset(), whole);
+
+        // Somebody flushes everything.
+        nft("flush ruleset");
+        next.look().unwrap();
+        next.ensure(&second).unwrap();
+        assert!(whole.contains(&ruleset()));
+        let generation = next.generation;
+        next.look().unwrap();
+        assert_eq!((next.ensure(&second).unwrap(), next.generation), (0, generation));
+        nft("add table inet theirs");
+        next.remove().unwrap();
+        next.remove().unwrap();
+        assert_eq!(ruleset(), "table inet theirs { }");
+    });
+}
+
+#[test]
+fn a_node_costs_the_same_among_ten_and_a_thousand() {
+    in_namespace(async || {
+        let mut costs = Vec::new();
+        for nodes in [10, 1000] {
+            let mut table = Table::default();
+            let all: Vec<String> = (0..nodes)
+                .flat_map(|n| [format!("10.{}.{}.0/24", n / 256, n % 256), format!("fd00:0:0:{n:x}::/64")])
+                .collect();
+            let mut all: Vec<&str> = all.iter().map(String::as_str).collect();
+            table.ensure(&contents(&["10.0.0.0/24"], &all)).unwrap();
+            all.extend(["10.99.0.0/24", "fd00:0:0:9999::/64"]);
+            costs.push(table.ensure(&contents(&["10.0.0.0/24"], &all)).unwrap());
+        }
+        assert_eq!(costs, [2, 2]);
+    });
+}
