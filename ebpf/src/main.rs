@@ -6,7 +6,9 @@
 #![no_main]
 
 mod packet;
+
 mod pod;
+mod steps;
 mod tables;
 mod trampoline;
 mod uplink;

@@ -6,9 +6,10 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_EGRESS, DIRECTION_INGRESS, Endpoint, SLOT_NONE, SLOT_SETTLED, State};
 use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Family, Tables, unlocked};
+use fairlead_common::verdict::{self, Family as _, Tables, unlocked};
 
 use crate::packet::Skb;
+use crate::steps::Steps;
 use crate::tables::{Maps, state};
 use crate::trampoline::raw;
 use crate::verdict::{Counted, act, drop_here, pass};
@@ -70,7 +71,7 @@ fn from_pod6_error(skb: &Skb, state: &State) -> i32 {
 }
 
 #[inline(always)]
-fn leaving<A: Family>(skb: &Skb, state: &State) -> i32
+fn leaving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
@@ -83,7 +84,7 @@ where
         return drop_here(skb, state, DropReason::SpoofedMac, DIRECTION_EGRESS);
     }
     let mut p = Parsed::empty();
-    if let Err(reason) = A::parse_into(skb, &mut p) {
+    if let Err(reason) = A::parse(skb, &mut p) {
         return drop_here(skb, state, reason, DIRECTION_EGRESS);
     }
     if p.kind == Kind::IcmpError {
@@ -94,12 +95,12 @@ where
 }
 
 #[inline(always)]
-fn error_leaving<A: Family>(skb: &Skb, state: &State) -> i32
+fn error_leaving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
     let mut p = Parsed::empty();
-    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, skb.ifindex()), A::parse_into(skb, &mut p)) else {
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, skb.ifindex()), A::parse(skb, &mut p)) else {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     };
     let verdict = verdict::error_from_pod(&Maps, state, skb, endpoint, &p);
@@ -107,13 +108,13 @@ where
 }
 
 #[inline(always)]
-fn error_arriving<A: Family>(skb: &Skb, state: &State) -> i32
+fn error_arriving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
     let hook = skb.hook(state);
     let mut p = Parsed::empty();
-    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, hook.ifindex), A::parse_into(skb, &mut p)) else {
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, hook.ifindex), A::parse(skb, &mut p)) else {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_INGRESS);
     };
     let verdict = verdict::error_to_pod(&Maps, state, skb, &hook, endpoint, &p);
@@ -170,7 +171,7 @@ fn to_pod6_error(skb: &Skb, state: &State) -> i32 {
 }
 
 #[inline(always)]
-fn arriving<A: Family>(skb: &Skb, state: &State) -> i32
+fn arriving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
@@ -180,7 +181,7 @@ where
         Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
     };
     let mut p = Parsed::empty();
-    if let Err(reason) = A::parse_into(skb, &mut p) {
+    if let Err(reason) = A::parse(skb, &mut p) {
         return drop_here(skb, state, reason, DIRECTION_INGRESS);
     }
     if p.kind == Kind::IcmpError {

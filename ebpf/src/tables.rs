@@ -6,13 +6,17 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
-use fairlead_common::flow::FlowTables;
+use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, Endpoint, EventLimit, Flow, FlowKey, FragmentKey, FragmentPorts,
-    PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, State,
+    PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, Side, State,
 };
+use fairlead_common::packet::Parsed;
+use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::Tables;
+
+use crate::steps::Steps;
 
 /// `BPF_F_NO_PREALLOC`: memory grows with use.
 const NO_PREALLOC: u32 = 1;
@@ -155,6 +159,11 @@ macro_rules! family {
             fn cidr(&self, address: &$address) -> Option<&Banked> {
                 $cidrs.get(Key::new($bits, *address))
             }
+
+            #[inline(always)]
+            fn judge(&self, generation: u32, side: Side, peer: &$address, protocol: u8, port: u16) -> bool {
+                <$address>::judge(generation, side, peer, protocol, port)
+            }
         }
 
         impl FlowTables<$address> for Maps {
@@ -201,6 +210,16 @@ macro_rules! family {
                 // It may be gone already.
                 let _ = $pending.remove(key);
             }
+
+            #[inline(always)]
+            fn locate(&self, key: &FlowKey<$address>, slots: [u32; 2], now: u32) -> Option<PendingKey> {
+                <$address>::locate(key, slots, now)
+            }
+
+            #[inline(always)]
+            fn record(&self, key: &FlowKey<$address>, opening: &Opening) -> bool {
+                <$address>::record(key, opening)
+            }
         }
 
         impl Tables<$address> for Maps {
@@ -233,6 +252,11 @@ macro_rules! family {
             fn insert_fragment(&self, key: &FragmentKey<$address>, ports: FragmentPorts) {
                 // Where it does not fit, the later fragments are dropped.
                 let _ = $fragments.insert(key, ports, 0);
+            }
+
+            #[inline(always)]
+            fn resolve_fragment(&self, ifindex: u32, p: &mut Parsed<$address>) -> Result<(), DropReason> {
+                <$address>::resolve_fragment(ifindex, p)
             }
         }
     };

@@ -6,9 +6,10 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Family, Tables};
+use fairlead_common::verdict::{self, Tables};
 
 use crate::packet::Skb;
+use crate::steps::Steps;
 use crate::tables::{Maps, state};
 use crate::trampoline::raw;
 use crate::verdict::{Counted, act, drop_here, pass};
@@ -36,7 +37,7 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn arriving<A: Family>(skb: &Skb, state: &State, source: A) -> i32
+fn arriving<A: Steps>(skb: &Skb, state: &State, source: A) -> i32
 where
     Maps: Tables<A>,
 {
@@ -76,13 +77,13 @@ fn to_uplink6(skb: &Skb, state: &State) -> i32 {
 }
 
 #[inline(always)]
-fn leaving<A: Family>(skb: &Skb, state: &State) -> i32
+fn leaving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
     let hook = skb.hook(state);
     let mut p = Parsed::empty();
-    let parsed = A::parse_into(skb, &mut p);
+    let parsed = A::parse(skb, &mut p);
     let verdict = verdict::to_uplink(&Maps, state, &hook, parsed, &mut p);
     act(skb, state, verdict, &p, Counted::No)
 }

@@ -29,7 +29,7 @@ pub mod lifetime {
 }
 
 /// The tables of flows of one family.
-pub trait FlowTables<A> {
+pub trait FlowTables<A: Address>: Sized {
     /// Time in ticks of 2^30 ns.
     fn now(&self) -> u32;
     /// Maps `flows4` and `flows6`.
@@ -44,6 +44,18 @@ pub trait FlowTables<A> {
     fn insert_pending(&self, key: &PendingKey, pending: &Pending<A>) -> bool;
     /// Empties a place.
     fn remove_pending(&self, key: &PendingKey);
+
+    /// [`locate`]; the kernel's side has it as a function of its own, which the verifier walks once.
+    #[inline(always)]
+    fn locate(&self, key: &FlowKey<A>, slots: [u32; 2], now: u32) -> Option<PendingKey> {
+        locate(self, key, slots, now)
+    }
+
+    /// [`record`]; as [`Self::locate`].
+    #[inline(always)]
+    fn record(&self, key: &FlowKey<A>, opening: &Opening) -> bool {
+        record(self, key, opening)
+    }
 }
 
 impl<A: Address> FlowKey<A> {
@@ -186,7 +198,7 @@ pub struct Known<'a> {
 }
 
 /// Looks a flow up: first among the answered ones, then among the pending ones of two endpoints.
-#[inline(never)]
+#[inline(always)]
 pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
     tables: &'a T,
     key: &FlowKey<A>,
@@ -198,6 +210,20 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
     {
         return Some(Known { flow, place: PendingKey { slot: SLOT_NONE, place: 0 } });
     }
+    let place = tables.locate(key, slots, now)?;
+    // What lies there may have changed meanwhile.
+    let pending = tables.pending(&place)?;
+    if pending.key.same(key) { Some(Known { flow: &pending.flow, place }) } else { None }
+}
+
+/// Where a flow is pending with one of two endpoints.
+#[inline(always)]
+pub fn locate<A: Address, T: FlowTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    slots: [u32; 2],
+    now: u32,
+) -> Option<PendingKey> {
     for slot in slots {
         if slot == SLOT_NONE || slot == SLOT_SETTLED {
             continue;
@@ -208,7 +234,7 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
                 && pending.key.same(key)
                 && pending.flow.alive(key.protocol, now)
             {
-                return Some(Known { flow: &pending.flow, place });
+                return Some(place);
             }
         }
     }
@@ -216,9 +242,8 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
 }
 
 /// A flow to be recorded.
-pub struct Opening<'a, A> {
-    /// Its key.
-    pub key: &'a FlowKey<A>,
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
     /// Slot of the endpoint in whose places it waits for an answer.
     pub owner: u32,
     /// The end that opened it.
@@ -241,12 +266,9 @@ pub struct Opening<'a, A> {
 
 /// Records a flow that nobody has answered yet in its endpoint's places: in the first that is free or
 /// dead, else in the one whose flow has been silent for longer. `false` where there was no memory.
-///
-/// Out of line, so that its record does not stand on the stack of what calls it.
-#[inline(never)]
-pub fn record<A: Address, T: FlowTables<A>>(tables: &T, opening: &Opening<'_, A>) -> bool {
+#[inline(always)]
+pub fn record<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, opening: &Opening) -> bool {
     let now = opening.now;
-    let key = opening.key;
     let opened = if opening.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
     let end = |end: usize| if end == opening.source { opening.sender } else { opening.receiver };
     let (low, high) = (end(0), end(1));

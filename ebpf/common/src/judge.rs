@@ -40,11 +40,17 @@ pub trait PolicyTables {
 }
 
 /// The policy tables of one address family, `A` being `u32` or `[u32; 4]` in network byte order.
-pub trait PeerTables<A>: PolicyTables {
+pub trait PeerTables<A>: PolicyTables + Sized {
     /// Map `peers4` or `peers6`.
     fn peer(&self, address: &A) -> Option<&Banked>;
     /// Map `cidrs4` or `cidrs6`, the longest match.
     fn cidr(&self, address: &A) -> Option<&Banked>;
+
+    /// [`allows`]; the kernel's side has it as a function of its own, which the verifier walks once.
+    #[inline(always)]
+    fn judge(&self, generation: u32, side: Side, address: &A, protocol: u8, port: u16) -> bool {
+        allows(self, generation, side, address, protocol, port)
+    }
 }
 
 /// Element of map `port_classes` that holds `port` (host byte order) of `protocol`, for the protocols

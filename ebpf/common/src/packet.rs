@@ -457,7 +457,7 @@ pub trait FamilyOf: Address {
     fn icmp(kind: u8) -> Icmp;
     /// `N` words at `offset`, which is the usual place of the transport header if `fixed`.
     fn words_at<P: Packet, const N: usize>(packet: &P, offset: u32, fixed: bool) -> Option<[u32; N]>;
-    /// Parses a frame into what is [`Parsed::empty`]. Out of line, for the sake of BPF's stack.
+    /// Parses a frame into what is [`Parsed::empty`].
     fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
     /// The flow that an ICMP error is about: the packet that stands at `offset`, as far as the ports.
     fn inner<P: Packet>(packet: &P, offset: u32) -> Option<Inner<Self>>;
@@ -478,7 +478,7 @@ pub struct Inner<A> {
 }
 
 impl FamilyOf for u32 {
-    #[inline(never)]
+    #[inline(always)]
     fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
         parse4(packet, parsed)
     }
@@ -515,7 +515,7 @@ impl FamilyOf for u32 {
 }
 
 impl FamilyOf for [u32; 4] {
-    #[inline(never)]
+    #[inline(always)]
     fn parse_into<P: Packet>(packet: &P, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
         parse6(packet, parsed)
     }

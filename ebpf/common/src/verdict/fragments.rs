@@ -9,7 +9,7 @@ use super::Tables;
 
 /// Fills in the ports of a fragment, or remembers those of a first one.
 #[inline(always)]
-pub(super) fn resolve_fragment<A: Address, T: Tables<A>>(
+pub fn resolve_fragment<A: Address, T: Tables<A>>(
     tables: &T,
     ifindex: u32,
     p: &mut Parsed<A>,

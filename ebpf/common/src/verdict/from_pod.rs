@@ -1,6 +1,6 @@
 //! What a pod sends: tc ingress of its host interface.
 
-use crate::flow::{Known, Opening, find, promote, record};
+use crate::flow::{Known, Opening, find, promote};
 use crate::judge::protocol;
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, ENDPOINT_FAST_PATH, Endpoint,
@@ -10,7 +10,6 @@ use crate::maps::{
 use crate::packet::{ETHERNET, Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
-use super::fragments::resolve_fragment;
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
 use super::{Family, Hook, Tables, Verdict, unlocked_slot};
 
@@ -44,7 +43,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     if p.destination.is_group() {
         return Verdict::egress(DropReason::Multicast, ifindex);
     }
-    if let Err(reason) = resolve_fragment(tables, ifindex, p) {
+    if let Err(reason) = tables.resolve_fragment(ifindex, p) {
         return Verdict::egress(reason, ifindex);
     }
     let now = tables.now();
@@ -63,7 +62,6 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     }
     // A flow that is not known.
     let mut opening = Opening {
-        key: &key,
         owner: me,
         opener: source,
         source,
@@ -136,7 +134,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             Verdict::Pass { slot: if opener == source { me } else { SLOT_SETTLED } }
         }
     };
-    record(tables, &opening);
+    tables.record(&key, &opening);
     verdict
 }
 

@@ -10,6 +10,7 @@ mod rules;
 mod to_pod;
 mod uplink;
 
+pub use fragments::resolve_fragment;
 pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_pod, error_to_pod};
 pub use to_pod::to_pod;
@@ -26,7 +27,7 @@ use crate::packet::{FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
 
 /// Everything that a verdict looks up, for one address family.
-pub trait Tables<A>: PeerTables<A> + FlowTables<A> {
+pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     /// Map `endpoints`.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
     /// Map `killed`: the interface index that was killed last in a slot.
@@ -38,6 +39,13 @@ pub trait Tables<A>: PeerTables<A> + FlowTables<A> {
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram's first fragment.
     fn insert_fragment(&self, key: &FragmentKey<A>, ports: FragmentPorts);
+
+    /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
+    /// walks once.
+    #[inline(always)]
+    fn resolve_fragment(&self, ifindex: u32, p: &mut Parsed<A>) -> Result<(), DropReason> {
+        resolve_fragment(self, ifindex, p)
+    }
 }
 
 /// An address family as the verdict sees it.
@@ -139,7 +147,7 @@ pub struct Hook {
 
 /// The endpoint behind a pod's host interface, if packets may pass it at all.
 #[inline(always)]
-pub fn unlocked<A, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&Endpoint, DropReason> {
+pub fn unlocked<A: Address, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&Endpoint, DropReason> {
     let slot = slot_of(ifindex);
     let Some(endpoint) = tables.endpoint(slot) else {
         return Err(DropReason::Locked);
@@ -155,7 +163,7 @@ pub fn unlocked<A, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&Endpoint, 
 
 /// The endpoint of a slot, if packets may pass it.
 #[inline(always)]
-fn unlocked_slot<A, T: Tables<A>>(tables: &T, slot: u32) -> Option<&Endpoint> {
+fn unlocked_slot<A: Address, T: Tables<A>>(tables: &T, slot: u32) -> Option<&Endpoint> {
     let endpoint = tables.endpoint(slot)?;
     if endpoint.flags & ENDPOINT_UNLOCKED == 0 || tables.killed(slot) == endpoint.ifindex {
         return None;

@@ -2,21 +2,11 @@
 
 use crate::address::Address;
 use crate::flow::{FlowTables, Known, forget};
-use crate::judge::{PeerTables, allows, protocol};
+use crate::judge::{PeerTables, protocol};
 use crate::maps::{BANKS, Endpoint, EndpointPolicy, FlowKey, SIGNATURE_OPEN, Side};
 use crate::packet::Parsed;
 
 use super::Tables;
-
-/// Asks the tables. Out of line, so that the kernel's verifier walks it fewer times, and with its
-/// arguments packed into registers: `side` holds signature and default set, `what` the generation, the
-/// protocol and the port in network byte order.
-#[inline(never)]
-fn answer<A, T: PeerTables<A>>(tables: &T, side: u64, peer: &A, what: u64) -> bool {
-    let side = Side { signature: (side >> 32) as u32, default_set: side as u32 };
-    let port = u16::from_be(what as u16);
-    allows(tables, (what >> 32) as u32, side, peer, (what >> 16) as u8, port)
-}
 
 /// Whether the rules of one direction allow the peer.
 #[inline(always)]
@@ -31,9 +21,7 @@ fn ask<A, T: PeerTables<A>>(
     if side.signature == SIGNATURE_OPEN {
         return true;
     }
-    let side = u64::from(side.signature) << 32 | u64::from(side.default_set);
-    let what = u64::from(generation) << 32 | u64::from(protocol) << 16 | u64::from(port);
-    answer(tables, side, peer, what)
+    tables.judge(generation, side, peer, protocol, u16::from_be(port))
 }
 
 #[inline(always)]
@@ -43,7 +31,7 @@ fn policy(endpoint: &Endpoint, generation: u32) -> &EndpointPolicy {
 
 /// Whether the endpoint's rules let the peer open a flow to it.
 #[inline(always)]
-pub(super) fn may_enter<A, T: Tables<A>>(
+pub(super) fn may_enter<A: Address, T: Tables<A>>(
     tables: &T,
     generation: u32,
     endpoint: &Endpoint,
@@ -57,7 +45,7 @@ pub(super) fn may_enter<A, T: Tables<A>>(
 
 /// Whether the endpoint's rules let it open a flow to the peer.
 #[inline(always)]
-pub(super) fn may_leave<A, T: Tables<A>>(
+pub(super) fn may_leave<A: Address, T: Tables<A>>(
     tables: &T,
     generation: u32,
     endpoint: &Endpoint,
@@ -98,7 +86,7 @@ pub(super) fn still_may<A: Address, T: Tables<A>>(
 /// Whether the endpoint's rules allow a flow with the peer that it `opened` itself, or that the peer
 /// did. `port` is the one that the opener chose at the other end, in network byte order.
 #[inline(always)]
-pub(super) fn may_keep<A, T: Tables<A>>(
+pub(super) fn may_keep<A: Address, T: Tables<A>>(
     tables: &T,
     generation: u32,
     endpoint: &Endpoint,

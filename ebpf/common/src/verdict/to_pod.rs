@@ -1,6 +1,6 @@
 //! What the host's stack delivers to a pod: tc egress of its host interface.
 
-use crate::flow::{Known, Opening, find, promote, record};
+use crate::flow::{Known, Opening, find, promote};
 use crate::maps::{
     ADDRESS_ENDPOINT, AddressInfo, Endpoint, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED,
     State, slot_of,
@@ -8,7 +8,6 @@ use crate::maps::{
 use crate::packet::{Kind, Parsed};
 use crate::reason::DropReason;
 
-use super::fragments::resolve_fragment;
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
 use super::{Family, Hook, Tables, Verdict, unlocked_slot};
 
@@ -39,7 +38,7 @@ pub fn to_pod<A: Family, T: Tables<A>>(
     if p.destination.is_group() {
         return Verdict::ingress(DropReason::Multicast, ifindex);
     }
-    if let Err(reason) = resolve_fragment(tables, ifindex, p) {
+    if let Err(reason) = tables.resolve_fragment(ifindex, p) {
         return Verdict::ingress(reason, ifindex);
     }
     // Whoever sent it, if that is a local pod that owes its egress verdict on this tuple.
@@ -67,7 +66,6 @@ pub fn to_pod<A: Family, T: Tables<A>>(
     }
     let destination = 1 - source;
     let mut opening = Opening {
-        key: &key,
         owner: me,
         opener: source,
         source,
@@ -115,7 +113,7 @@ pub fn to_pod<A: Family, T: Tables<A>>(
         }
         opening.opener = opener;
     }
-    record(tables, &opening);
+    tables.record(&key, &opening);
     pass
 }
 

@@ -1,6 +1,6 @@
 //! What reaches and leaves the node by its uplink.
 
-use crate::flow::{Opening, find, record};
+use crate::flow::{Opening, find};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, FLOW_BEFORE_NAT, FlowKey, SLOT_NONE,
     SLOT_SETTLED, State,
@@ -8,7 +8,6 @@ use crate::maps::{
 use crate::packet::Parsed;
 use crate::reason::DropReason;
 
-use super::fragments::resolve_fragment;
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
 use super::{Family, Hook, Tables, Verdict, unlocked_slot};
 
@@ -31,7 +30,7 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
     if let Err(reason) = parsed {
         return Verdict::egress(reason, sender.ifindex);
     }
-    if let Err(reason) = resolve_fragment(tables, hook.ifindex, p) {
+    if let Err(reason) = tables.resolve_fragment(hook.ifindex, p) {
         return Verdict::egress(reason, sender.ifindex);
     }
     let generation = state.generation;
@@ -65,7 +64,6 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
         return Verdict::egress(DropReason::EgressDenied, sender.ifindex);
     };
     let opening = Opening {
-        key: &key,
         owner: hook.mark,
         opener,
         source,
@@ -76,7 +74,7 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
         receiver: (SLOT_NONE, 0),
         now,
     };
-    record(tables, &opening);
+    tables.record(&key, &opening);
     pass
 }
 

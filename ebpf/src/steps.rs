@@ -1,0 +1,140 @@
+//! Steps of the verdict as functions of their own to the verifier ("global" ones): it walks each once,
+//! for whatever may be handed in, and what calls them once for whatever they may return, instead of
+//! once for each way that leads through them. Both together made loading take four times as long.
+//!
+//! They take and return numbers and pointers to plain memory only: no global function knows more.
+
+use aya_ebpf::bindings::__sk_buff;
+use fairlead_common::flow::{self, Opening};
+use fairlead_common::judge::allows;
+use fairlead_common::maps::{FlowKey, PendingKey, SLOT_NONE, Side};
+use fairlead_common::packet::{FamilyOf as _, Parsed};
+use fairlead_common::reason::DropReason;
+use fairlead_common::verdict::{self, Family};
+
+use crate::packet::Skb;
+use crate::tables::Maps;
+
+/// An address family with its steps.
+pub(crate) trait Steps: Family {
+    /// Parses a packet into what is [`Parsed::empty`].
+    fn parse(skb: &Skb, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
+    /// [`verdict::resolve_fragment`].
+    fn resolve_fragment(ifindex: u32, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
+    /// [`allows`].
+    fn judge(generation: u32, side: Side, peer: &Self, protocol: u8, port: u16) -> bool;
+    /// [`flow::locate`].
+    fn locate(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> Option<PendingKey>;
+    /// [`flow::record`].
+    fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
+}
+
+macro_rules! steps {
+    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $record:ident) => {
+        /// 0, or the code of a [`DropReason`].
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $parse(context: *mut __sk_buff, parsed: *mut Parsed<$address>) -> u32 {
+            // SAFETY: the verifier lets nothing else be handed in but memory of this size, or null.
+            match unsafe { parsed.as_mut() } {
+                Some(parsed) => code(<$address>::parse_into(&Skb(context), parsed)),
+                None => DropReason::Internal as u32,
+            }
+        }
+
+        /// 0, or the code of a [`DropReason`].
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $fragment(ifindex: u32, parsed: *mut Parsed<$address>) -> u32 {
+            // SAFETY: as above.
+            match unsafe { parsed.as_mut() } {
+                Some(parsed) => code(verdict::resolve_fragment(&Maps, ifindex, parsed)),
+                None => DropReason::Internal as u32,
+            }
+        }
+
+        /// `side` holds signature and default set, `what` generation, protocol and port.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $judge(side: u64, peer: *const $address, what: u64) -> u32 {
+            let side = Side { signature: (side >> 32) as u32, default_set: side as u32 };
+            // SAFETY: as above.
+            match unsafe { peer.as_ref() } {
+                Some(peer) => {
+                    let (generation, protocol, port) = ((what >> 32) as u32, (what >> 16) as u8, what as u16);
+                    u32::from(allows(&Maps, generation, side, peer, protocol, port))
+                }
+                None => 0,
+            }
+        }
+
+        /// Slot and place, 0 where the flow is nowhere.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $locate(key: *const FlowKey<$address>, first: u32, second: u32, now: u32) -> u64 {
+            // SAFETY: as above.
+            let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+            match flow::locate(&Maps, key, [first, second], now) {
+                Some(PendingKey { slot, place }) => u64::from(slot) << 32 | u64::from(place),
+                None => 0,
+            }
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $record(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
+            // SAFETY: as above.
+            match unsafe { (key.as_ref(), opening.as_ref()) } {
+                (Some(key), Some(opening)) => u32::from(flow::record(&Maps, key, opening)),
+                _ => 0,
+            }
+        }
+
+        impl Steps for $address {
+            #[inline(always)]
+            fn parse(skb: &Skb, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+                result($parse(skb.0, parsed))
+            }
+
+            #[inline(always)]
+            fn resolve_fragment(ifindex: u32, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+                result($fragment(ifindex, parsed))
+            }
+
+            #[inline(always)]
+            fn judge(generation: u32, side: Side, peer: &Self, protocol: u8, port: u16) -> bool {
+                let side = u64::from(side.signature) << 32 | u64::from(side.default_set);
+                let what = u64::from(generation) << 32 | u64::from(protocol) << 16 | u64::from(port);
+                $judge(side, peer, what) != 0
+            }
+
+            #[inline(always)]
+            fn locate(key: &FlowKey<Self>, [first, second]: [u32; 2], now: u32) -> Option<PendingKey> {
+                let found = $locate(key, first, second, now);
+                let slot = (found >> 32) as u32;
+                if slot == SLOT_NONE { None } else { Some(PendingKey { slot, place: found as u32 }) }
+            }
+
+            #[inline(always)]
+            fn record(key: &FlowKey<Self>, opening: &Opening) -> bool {
+                $record(key, opening) != 0
+            }
+        }
+    };
+}
+
+steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, record_ipv4);
+steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, record_ipv6);
+
+#[inline(always)]
+fn code(result: Result<(), DropReason>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(reason) => reason as u32,
+    }
+}
+
+#[inline(always)]
+fn result(code: u32) -> Result<(), DropReason> {
+    if code == 0 { Ok(()) } else { Err(DropReason::from_code(code as u16).unwrap_or(DropReason::Internal)) }
+}
