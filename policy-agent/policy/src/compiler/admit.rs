@@ -5,24 +5,26 @@ use super::ports::{EVERYTHING, Ports};
 use super::rules::{Clause, PeerShape, PortShape, Scope};
 use super::signatures::{State, What, Who, unite};
 use super::vocabulary::{Block, Vocabulary};
-use super::{Compiler, Resource, SideState};
+use super::{Compiler, Resource};
 use crate::tables::Signature;
 use fairlead_common::maps::PortSet;
 
 impl Compiler {
-    /// A reference to the signature of canonical `clauses`.
-    pub(super) fn acquire_signature(&mut self, clauses: Vec<Clause>) -> Result<Signature, Resource> {
-        if let Some(signature) = self.signatures.find(&clauses) {
-            if let Some(state) = self.signatures.get_mut(signature) {
-                state.references += 1;
-            }
+    /// A reference to the signature of canonical `clauses`; `order` is that of one that comes back.
+    pub(super) fn acquire_signature(
+        &mut self,
+        clauses: &[Clause],
+        order: Option<u64>,
+    ) -> Result<Signature, Resource> {
+        if let Some(signature) = self.signatures.find(clauses) {
+            self.retain_signature(signature);
             return Ok(signature);
         }
         // What can fail comes first.
         let mut choices = Vec::new();
         let mut everyone = PortSet::NONE;
         let mut acquire = |ports: &mut Ports| {
-            for (_, shape) in &clauses {
+            for (_, shape) in clauses {
                 match shape {
                     PortShape::Everything => {
                         ports.retain(EVERYTHING);
@@ -33,7 +35,7 @@ impl Compiler {
                 }
             }
             let mut all = choices.iter();
-            for (peer, shape) in &clauses {
+            for (peer, shape) in clauses {
                 if !matches!(shape, PortShape::Named(..))
                     && let Some(&choice) = all.next()
                     && *peer == PeerShape::Everyone
@@ -56,11 +58,8 @@ impl Compiler {
         let mut choices = choices.into_iter();
         let mut resolved: Vec<(Who, What)> = Vec::with_capacity(clauses.len());
         let mut last: Option<(PeerShape, Who)> = None;
-        for (peer, shape) in &clauses {
-            retain(&mut self.world.vocabulary, *peer, shape);
-            if let PeerShape::Pods(Scope::Own(namespace), _) = *peer {
-                self.world.pin_namespace(namespace);
-            }
+        self.retain_clauses(clauses);
+        for (peer, shape) in clauses {
             let who = match last {
                 Some((before, who)) if before == *peer => who,
                 _ => self.use_peer(signature, *peer),
@@ -87,7 +86,8 @@ impl Compiler {
             };
             resolved.push((who, what));
         }
-        self.signatures.insert(signature, clauses.into(), resolved, default_set);
+        self.signatures.insert(signature, clauses.into(), resolved, default_set, order);
+        self.work.signatures += 1;
         let names = self.signatures.get(signature).map(State::broad_names);
         self.broaden(names.unwrap_or_default(), true);
         Ok(signature)
@@ -115,6 +115,13 @@ impl Compiler {
         }
     }
 
+    /// One reference more to a signature.
+    pub(super) fn retain_signature(&mut self, signature: Signature) {
+        if let Some(state) = self.signatures.get_mut(signature) {
+            state.references += 1;
+        }
+    }
+
     /// Gives a reference back.
     pub(super) fn release_signature(&mut self, signature: Signature) {
         let Some(state) = self.signatures.get_mut(signature) else { return };
@@ -126,11 +133,8 @@ impl Compiler {
 
     fn retire_signature(&mut self, signature: Signature) {
         let Some(state) = self.signatures.remove(signature, self.serial) else { return };
-        let rows: Vec<_> =
-            self.rows.range((signature, 0)..=(signature, u32::MAX)).map(|(&(_, atom), _)| atom).collect();
-        for atom in rows {
-            self.remove_row(signature, atom);
-        }
+        self.overflow.short.remove(&signature);
+        self.forget_rows(signature);
         self.broaden(state.broad_names(), false);
         for name in state.names() {
             self.features.release_name(signature, name, &mut self.groups, &mut self.ports);
@@ -150,25 +154,27 @@ impl Compiler {
             }
         }
         self.ports.release_set(state.default_set, self.serial);
-        for (peer, shape) in &*state.key {
+        self.release_clauses(&state.key);
+    }
+
+    /// Keeps what clauses refer to.
+    pub(super) fn retain_clauses(&mut self, clauses: &[Clause]) {
+        for (peer, shape) in clauses {
+            retain(&mut self.world.vocabulary, *peer, shape);
+            if let PeerShape::Pods(Scope::Own(namespace), _) = *peer {
+                self.world.pin_namespace(namespace);
+            }
+        }
+    }
+
+    /// The opposite of [`Compiler::retain_clauses`].
+    pub(super) fn release_clauses(&mut self, clauses: &[Clause]) {
+        for (peer, shape) in clauses {
             release(&mut self.world.vocabulary, *peer, shape);
             if let PeerShape::Pods(Scope::Own(namespace), _) = *peer {
                 self.world.unpin_namespace(namespace);
             }
         }
-    }
-
-    /// Denies everything to the sides that have a signature, whose rules do not fit.
-    pub(super) fn close(&mut self, signature: Signature, resource: Resource) {
-        for (&slot, sides) in &mut self.sides {
-            for side in sides {
-                if *side == SideState::Rules(signature) {
-                    *side = SideState::Unfit(resource);
-                    self.journal.endpoints.insert(slot);
-                }
-            }
-        }
-        self.retire_signature(signature);
     }
 
     fn use_block(&mut self, signature: Signature, block: Block) {

@@ -20,12 +20,19 @@ impl Compiler {
     pub fn commit(&mut self) -> Delta {
         self.serial += 1;
         self.ports.collect(self.serial);
+        let dirty = self.is_dirty();
+        if dirty {
+            self.begin_overflow();
+        }
         self.place_groups();
-        self.judge_endpoints();
+        self.judge_endpoints(dirty);
         while let Err((signature, resource)) = self.fill() {
-            self.close(signature, resource);
+            self.give_way(signature, resource);
         }
         self.features.sweep_numbers(&mut self.groups, &mut self.ports);
+        if dirty {
+            self.end_overflow();
+        }
         self.changed = false;
         self.emit()
     }
@@ -33,14 +40,12 @@ impl Compiler {
     /// The datapath has put commit `serial` in force and no packet is judged by an older one any more:
     /// ids that it or its predecessors freed may be used again.
     pub fn settled(&mut self, serial: u64) {
-        self.changed |= self.ports.waiting() && self.has_unfit();
+        if serial >= self.serial {
+            self.settle_overflow();
+        }
         self.ports.settled(serial);
         self.signatures.settled(serial);
         self.atoms.settled(serial);
-    }
-
-    fn has_unfit(&self) -> bool {
-        self.sides.values().flatten().any(|side| matches!(side, SideState::Unfit(_)))
     }
 
     /// Puts groups that are new, gone, or in a changed namespace where their features belong.
@@ -57,37 +62,50 @@ impl Compiler {
         }
     }
 
-    /// Gives endpoints whose policies or pod have changed their rules.
-    fn judge_endpoints(&mut self) {
+    /// Gives endpoints whose policies or pod have changed their rules; and those whose rules did not fit,
+    /// because now they may.
+    fn judge_endpoints(&mut self, retry: bool) {
         let mut dirty = std::mem::take(&mut self.dirty_endpoints);
-        if self.changed {
-            // What did not fit may fit now.
-            let unfit = |sides: &[SideState; 2]| sides.iter().any(|s| matches!(s, SideState::Unfit(_)));
-            dirty.extend(self.sides.iter().filter(|(_, sides)| unfit(sides)).map(|(&slot, _)| slot));
+        if retry {
+            dirty.extend(self.unfit_slots());
         }
         let mut old = Vec::new();
         for slot in dirty {
+            self.work.endpoints += 1;
             self.journal.endpoints.insert(slot);
             old.extend(match self.wanted(slot) {
-                Some(wanted) => {
-                    let sides = wanted.map(|wanted| match wanted {
-                        Wanted::Open => SideState::Open,
-                        Wanted::Unknown => SideState::Unknown,
-                        Wanted::Rules(clauses) => match self.acquire_signature(clauses) {
-                            Ok(signature) => SideState::Rules(signature),
-                            Err(resource) => SideState::Unfit(resource),
-                        },
-                    });
+                Some([ingress, egress]) => {
+                    let sides = [self.judge_side(slot, 0, ingress), self.judge_side(slot, 1, egress)];
                     self.sides.insert(slot, sides)
                 }
                 None => self.sides.remove(&slot),
             });
         }
         // Only now, so that what both need stays as it is.
-        for side in old.into_iter().flatten() {
-            if let SideState::Rules(signature) = side {
-                self.release_signature(signature);
+        for signature in old.into_iter().flatten().filter_map(SideState::signature) {
+            self.release_signature(signature);
+        }
+    }
+
+    fn judge_side(&mut self, slot: Slot, direction: usize, wanted: Wanted) -> SideState {
+        let clauses = match wanted {
+            Wanted::Open => return SideState::Open,
+            Wanted::Unknown => return SideState::Unknown,
+            Wanted::Rules(clauses) => clauses,
+        };
+        let before = self.side_before(slot, direction);
+        match (self.acquire_signature(&clauses, None), before) {
+            (Ok(signature), before) => {
+                if let Some(before) = before.filter(|&before| before != signature) {
+                    self.remember(slot, direction, before);
+                }
+                SideState::Rules(signature)
             }
+            (Err(resource), Some(before)) => {
+                self.retain_signature(before);
+                SideState::Older(before, resource)
+            }
+            (Err(resource), None) => SideState::Unfit(resource),
         }
     }
 
@@ -144,10 +162,12 @@ impl Compiler {
         let [ingress, egress] = sides.map(|side| match side {
             SideState::Open => Side::OPEN,
             SideState::Unknown | SideState::Unfit(_) => Side::CLOSED,
-            SideState::Rules(signature) => match self.signatures.get(signature) {
-                Some(state) => Side { signature, default_set: state.default_set },
-                None => Side::CLOSED,
-            },
+            SideState::Rules(signature) | SideState::Older(signature, _) => {
+                match self.signatures.get(signature) {
+                    Some(state) => Side { signature, default_set: state.default_set },
+                    None => Side::CLOSED,
+                }
+            }
         });
         EndpointPolicy { ingress, egress }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::intern::Interner;
 use super::partition::{Feature, Partition};
-use super::ports::{Choice, Ports, Range, normal};
+use super::ports::{Choice, Ports, Range, Ranges, normal};
 use super::rules::Scope;
 use super::vocabulary::{Label, Selector, Text};
 use super::world::{Group, GroupShape, NamespaceId, World};
@@ -110,9 +110,35 @@ impl Features {
         (before == 0) != (*broad == 0)
     }
 
-    /// A name of which not every number fitted.
-    pub(super) fn unfit_name(&self) -> Option<Name> {
-        self.names.iter().map(|(name, _)| name).find(|&name| self.name_states[name as usize].unfit)
+    /// Names of which not every number fits.
+    pub(super) fn unfit_names(&self) -> Vec<Name> {
+        self.names
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|&name| self.name_states[name as usize].unfit)
+            .collect()
+    }
+
+    /// Tries again to fit the numbers that did not; names of which some do now.
+    pub(super) fn fit_numbers(&mut self, ports: &mut Ports) -> Vec<Name> {
+        let mut mended = Vec::new();
+        for name in self.unfit_names() {
+            let protocol = self.names.get(name).1;
+            let state = &mut self.name_states[name as usize];
+            state.unfit = false;
+            for (&number, &feature) in &state.numbers {
+                let choice = &mut self.states[feature as usize].choice;
+                if choice.is_none() {
+                    *choice = ports.acquire(&number_range(protocol, number)).ok();
+                    state.unfit |= choice.is_none();
+                    if choice.is_some() {
+                        mended.push(name);
+                    }
+                }
+            }
+        }
+        mended.dedup();
+        mended
     }
 
     /// The signatures that look at a name.
@@ -177,7 +203,7 @@ impl Features {
             return feature;
         }
         let (feature, _) = self.acquire(Shape::Number(name, number));
-        let choice = ports.acquire(&normal(vec![Range { protocol, first: number, last: number }])).ok();
+        let choice = ports.acquire(&number_range(protocol, number)).ok();
         self.states[feature as usize].choice = choice;
         let state = &mut self.name_states[name as usize];
         state.unfit |= choice.is_none();
@@ -253,9 +279,11 @@ impl Features {
     pub(super) fn sweep_numbers(&mut self, groups: &mut Partition, ports: &mut Ports) {
         let names: Vec<_> = self.names.iter().map(|(name, _)| name).collect();
         for name in names {
-            let numbers = &mut self.name_states[name as usize].numbers;
+            let state = &mut self.name_states[name as usize];
             let idle: Vec<_> =
-                numbers.extract_if(.., |_, feature| groups.holders(*feature).is_empty()).collect();
+                state.numbers.extract_if(.., |_, feature| groups.holders(*feature).is_empty()).collect();
+            let lacks = |feature: &Feature| self.states[*feature as usize].choice.is_none();
+            state.unfit = state.unfit && state.numbers.values().any(lacks);
             for (_, feature) in idle {
                 self.drop_number(feature, groups, ports);
             }
@@ -290,6 +318,10 @@ impl Features {
         key.sort_unstable();
         key
     }
+}
+
+fn number_range(protocol: Protocol, number: u16) -> Ranges {
+    normal(vec![Range { protocol, first: number, last: number }])
 }
 
 /// Whether a peer selector matches a group.

@@ -1,9 +1,8 @@
 //! Tables that follow the rules in use: prefixes and addresses → atoms, (signature, atom) → port set.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use fairlead_common::maps::PortSet;
+use fairlead_common::maps::{PortSet, SET_FIRST};
 
 use super::atoms::Key;
 use super::features::{Name, Shape};
@@ -14,17 +13,18 @@ use super::signatures::{State, What, Who, unite};
 use super::{Compiler, Resource};
 use crate::tables::{Atom, Signature};
 
-/// Rules that do not fit: the signature to close, and for want of what.
+/// New rules that do not fit: the signature that is to give way, and for want of what.
 pub(super) type Unfit = (Signature, Resource);
 
 impl Compiler {
-    /// Brings all tables up to the rules in use. To be called again after closing what does not fit.
+    /// Brings all tables up to the rules in use. To be called again after what does not fit gave way.
     pub(super) fn fill(&mut self) -> Result<(), Unfit> {
         self.check_counts()?;
         self.follow_regions();
         self.follow_groups();
         self.place_addresses();
         self.check_peers()?;
+        self.enter_left_out();
         for atom in self.atoms.take_idle(self.serial) {
             let signatures: Vec<_> =
                 self.rows_by_atom.range((atom, 0)..=(atom, u32::MAX)).map(|&(_, s)| s).collect();
@@ -35,28 +35,35 @@ impl Compiler {
         self.fill_rows()
     }
 
-    fn check_counts(&self) -> Result<(), Unfit> {
-        let newest = |signatures: &mut dyn Iterator<Item = Signature>| {
-            signatures.max_by_key(|&signature| self.signatures.order(signature))
-        };
+    fn check_counts(&mut self) -> Result<(), Unfit> {
         let unfit = |signature: Option<Signature>, resource| match signature {
             Some(signature) => Err((signature, resource)),
             None => Ok(()),
         };
         if self.signatures.len() > self.limits.signatures as usize {
-            unfit(newest(&mut self.signatures.iter()), Resource::Signatures)?;
+            unfit(self.newest_of_commit(self.signatures.iter()), Resource::Signatures)?;
+        }
+        if self.ports.set_count() > self.limits.sets as usize {
+            let has_own = |s: &Signature| self.signatures.get(*s).is_some_and(|s| s.default_set >= SET_FIRST);
+            unfit(self.newest_of_commit(self.signatures.iter().filter(has_own)), Resource::Sets)?;
         }
         for v6 in [false, true] {
             if self.tree.len(v6) > self.limits.cidrs as usize {
                 let of_family = |block| self.world.vocabulary.blocks.get(block).cidr.is_v6() == v6;
-                let mut users =
+                let users =
                     self.blocks.iter().filter(|&(&block, _)| of_family(block)).flat_map(|(_, u)| u).copied();
-                unfit(newest(&mut users), Resource::Cidrs)?;
+                unfit(self.newest_of_commit(users), Resource::Cidrs)?;
             }
         }
-        if let Some(name) = self.features.unfit_name() {
-            let mut users = self.features.name_signatures(name).iter().copied();
-            unfit(newest(&mut users), Resource::Classes)?;
+        for name in self.features.unfit_names() {
+            let users = self.features.name_signatures(name).to_vec();
+            let newest = self.newest_of_commit(users.iter().copied());
+            if users.iter().all(|&user| self.newest_of_commit([user]).is_some()) {
+                unfit(newest, Resource::Classes)?;
+            }
+            for user in users {
+                self.cut_short(user, Resource::Classes);
+            }
         }
         Ok(())
     }
@@ -123,7 +130,9 @@ impl Compiler {
     }
 
     /// Gives an address the atom that its pods and its region make.
-    fn place_address(&mut self, address: IpAddr) {
+    pub(super) fn place_address(&mut self, address: IpAddr) {
+        self.overflow.left_out.remove(&address);
+        self.work.addresses += 1;
         let Some(peer) = self.peers.get(&address) else { return };
         let owners = self.world.settled_owners(address);
         let classes: Vec<Class> = peer
@@ -153,25 +162,8 @@ impl Compiler {
         }
     }
 
-    fn check_peers(&self) -> Result<(), Unfit> {
-        for (v6, &count) in [false, true].into_iter().zip(&self.peer_counts) {
-            if count > self.limits.peers as usize {
-                // Whoever looks at an address that came with this commit; the latest of them.
-                let new = self.journal.peers.iter().filter(|(a, old)| a.is_ipv6() == v6 && old.is_none());
-                let atoms: BTreeSet<_> =
-                    new.filter_map(|(address, _)| self.peers.get(address)?.atom).collect();
-                let signatures = atoms.into_iter().flat_map(|atom| self.relevant(atom));
-                if let Some(newest) = signatures.max_by_key(|&s| self.signatures.order(s)) {
-                    return Err((newest, Resource::Peers));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// The signatures that look at what an atom's addresses have in common.
-    fn relevant(&self, atom: Atom) -> Vec<Signature> {
-        let key = self.atoms.key(atom);
+    pub(super) fn relevant(&self, key: &Key) -> Vec<Signature> {
         let features = key.classes.as_slice().iter().flat_map(|&class| self.groups.key(class));
         let mut signatures: Vec<_> =
             features.flat_map(|&feature| self.features.signatures(feature)).copied().collect();
@@ -211,7 +203,7 @@ impl Compiler {
         while let Some(atom) = self.atoms.next_fresh() {
             // Signatures that are new themselves come to it below.
             if self.atoms.is_live(atom) && self.signatures.fresh.len() < self.signatures.len() {
-                for signature in self.relevant(atom) {
+                for signature in self.relevant(self.atoms.key(atom)) {
                     if !self.signatures.fresh.contains(&signature) {
                         self.fill_row(signature, atom)?;
                     }
@@ -231,30 +223,35 @@ impl Compiler {
 
     fn fill_row(&mut self, signature: Signature, atom: Atom) -> Result<(), Unfit> {
         let Some(state) = self.signatures.get(signature) else { return Ok(()) };
-        let default_set = state.default_set;
+        self.work.rows += 1;
         let bits = self.row_bits(state, self.atoms.key(atom));
+        let default_set = state.default_set;
         if bits == *self.ports.content(default_set) || self.rows.contains_key(&(signature, atom)) {
             return Ok(());
         }
-        let set = if self.rows.len() < self.limits.rows as usize {
-            self.ports.acquire_set(&bits)
-        } else {
+        let set = if self.rows.len() >= self.limits.rows as usize {
             Err(Resource::Rows)
+        } else if self.ports.set_count() >= self.limits.sets as usize && !self.ports.has_set(&bits) {
+            Err(Resource::Sets)
+        } else {
+            self.ports.acquire_set(&bits)
         };
         match set {
             Ok(set) => {
                 self.rows.insert((signature, atom), set);
                 self.rows_by_atom.insert((atom, signature));
                 self.journal.rows.push(((signature, atom), None));
-                Ok(())
             }
             Err(resource) => {
-                // The latest of those that tell this atom from others has brought it about.
-                let all = self.relevant(atom).into_iter().chain([signature]);
-                let newest = all.max_by_key(|&s| self.signatures.order(s)).unwrap_or(signature);
-                Err((newest, resource))
+                // Among those that tell this atom from others, the latest has brought it about.
+                let all = self.relevant(self.atoms.key(atom)).into_iter().chain([signature]);
+                if let Some(newest) = self.newest_of_commit(all) {
+                    return Err((newest, resource));
+                }
+                self.cut_short(signature, resource);
             }
         }
+        Ok(())
     }
 
     /// The ports that a signature opens to an atom.
@@ -296,6 +293,15 @@ impl Compiler {
             {
                 unite(bits, self.ports.bits(choice));
             }
+        }
+    }
+
+    /// Takes all rows of a signature away.
+    pub(super) fn forget_rows(&mut self, signature: Signature) {
+        let rows: Vec<_> =
+            self.rows.range((signature, 0)..=(signature, u32::MAX)).map(|(&(_, atom), _)| atom).collect();
+        for atom in rows {
+            self.remove_row(signature, atom);
         }
     }
 

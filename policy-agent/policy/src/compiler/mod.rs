@@ -12,6 +12,8 @@ mod few;
 mod fill;
 mod ids;
 mod intern;
+mod limits;
+mod overflow;
 mod partition;
 mod ports;
 mod prefix;
@@ -26,9 +28,12 @@ use std::net::IpAddr;
 
 use fairlead_common::maps::EndpointPolicy;
 
+pub use self::limits::{Instead, Isolation, Limits, Problem, Resource, Stats, Work};
+
 use self::atoms::Atoms;
 use self::features::Features;
 use self::few::Few;
+use self::overflow::Overflow;
 use self::partition::Partition;
 use self::ports::Ports;
 use self::prefix::{Prefix, Tree};
@@ -40,107 +45,6 @@ use crate::model::{Namespace, NetworkPolicy, ObjectKey, Pod};
 use crate::oracle::Direction;
 use crate::tables::{Atom, SetId, Signature, Slot};
 
-/// Sizes of the kernel's tables. What does not fit is denied for the endpoints whose rules need it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Ids of port sets, the two reserved ones included.
-    pub sets: u32,
-    /// Port classes, the reserved ones included; at most [`fairlead_common::maps::CLASSES`].
-    pub classes: u16,
-    /// Entries of `rows`.
-    pub rows: u32,
-    /// Entries of each of `peers4` and `peers6`.
-    pub peers: u32,
-    /// Entries of each of `cidrs4` and `cidrs6`.
-    pub cidrs: u32,
-    /// Signatures in use at a time.
-    pub signatures: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { sets: 16384, classes: 1024, rows: 1 << 20, peers: 1 << 18, cidrs: 1 << 16, signatures: 8192 }
-    }
-}
-
-/// Rules that could not be put into the tables: the endpoint's direction is closed.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The endpoint.
-    pub slot: Slot,
-    /// Its pod.
-    pub pod: ObjectKey,
-    /// The direction that is closed.
-    pub direction: Direction,
-    /// What ran out.
-    pub resource: Resource,
-    /// The policies whose rules, taken together, did not fit.
-    pub policies: Vec<ObjectKey>,
-}
-
-/// What can run out, see [`Limits`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
-pub enum Resource {
-    /// [`Limits::sets`].
-    #[error("port sets")]
-    Sets,
-    /// [`Limits::classes`].
-    #[error("port classes")]
-    Classes,
-    /// [`Limits::rows`].
-    #[error("rows")]
-    Rows,
-    /// [`Limits::peers`].
-    #[error("peer addresses")]
-    Peers,
-    /// [`Limits::cidrs`].
-    #[error("CIDR prefixes")]
-    Cidrs,
-    /// [`Limits::signatures`].
-    #[error("signatures")]
-    Signatures,
-}
-
-/// How much there is of what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Namespaces known.
-    pub namespaces: usize,
-    /// Pods known.
-    pub pods: usize,
-    /// Policies known.
-    pub policies: usize,
-    /// Local endpoints.
-    pub endpoints: usize,
-    /// Peer selectors in use.
-    pub selectors: usize,
-    /// `ipBlock`s in use.
-    pub blocks: usize,
-    /// Atoms.
-    pub atoms: usize,
-    /// Signatures.
-    pub signatures: usize,
-    /// Port sets, the reserved ones not counted.
-    pub sets: usize,
-    /// Port classes, the reserved ones included.
-    pub classes: usize,
-    /// Rows.
-    pub rows: usize,
-    /// Exact addresses, both families.
-    pub peers: usize,
-    /// CIDR prefixes, both families.
-    pub cidrs: usize,
-}
-
-/// Which directions of an endpoint some policy isolates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Isolation {
-    /// A policy selects it for ingress.
-    pub ingress: bool,
-    /// A policy selects it for egress.
-    pub egress: bool,
-}
-
 /// The compiler and all it knows.
 #[derive(Debug)]
 pub struct Compiler {
@@ -148,6 +52,8 @@ pub struct Compiler {
     serial: u64,
     /// Something was told since the last commit that may change what fits.
     changed: bool,
+    overflow: Overflow,
+    work: Work,
     world: World,
     features: Features,
     /// Groups of pods by the features in use.
@@ -194,8 +100,20 @@ enum SideState {
     Unknown,
     /// Isolated.
     Rules(Signature),
-    /// Isolated, but its rules do not fit.
+    /// Isolated, by the rules of before, because those of now do not fit.
+    Older(Signature, Resource),
+    /// Isolated and closed, because its rules do not fit.
     Unfit(Resource),
+}
+
+impl SideState {
+    /// The signature in force.
+    fn signature(self) -> Option<Signature> {
+        match self {
+            Self::Rules(signature) | Self::Older(signature, _) => Some(signature),
+            Self::Open | Self::Unknown | Self::Unfit(_) => None,
+        }
+    }
 }
 
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -216,13 +134,15 @@ impl Compiler {
             limits,
             serial: 0,
             changed: false,
+            overflow: Overflow::default(),
+            work: Work::default(),
             world: World::default(),
             features: Features::default(),
             groups: Partition::default(),
             tree: Tree::default(),
             regions: Partition::default(),
             blocks: BTreeMap::new(),
-            ports: Ports::new(limits.classes, limits.sets),
+            ports: Ports::new(limits),
             signatures: Signatures::default(),
             atoms: Atoms::default(),
             rows: BTreeMap::new(),
@@ -342,6 +262,7 @@ impl Compiler {
     pub fn remove_endpoint(&mut self, slot: Slot) {
         self.changed = true;
         self.dirty_endpoints.insert(slot);
+        self.overflow.other_pod(slot);
         let Some(attachment) = self.world.attachments.get(&slot) else { return };
         self.dirty_addresses.extend(&attachment.addresses);
         let id = self.world.pod_of(attachment);
@@ -416,84 +337,14 @@ impl Compiler {
     /// Whether [`Compiler::commit`] has something to do: an object has changed, or ids that were waited
     /// for have come free.
     pub fn is_dirty(&self) -> bool {
-        self.changed
+        self.changed || self.overflow.retry
+    }
+
+    /// Work done since the beginning.
+    pub fn work(&self) -> Work {
+        Work { evaluations: self.world.vocabulary.evaluations(), ..self.work }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{LabelSelector, Labels, NamedPort, PortRule, PortSpec, Protocol, Rule};
-
-    fn pod(name: &str, address: &str, port: u16) -> Pod {
-        Pod {
-            key: ObjectKey::new("a", name),
-            uid: String::new(),
-            labels: Labels::new(),
-            ips: vec![address.parse().unwrap()],
-            node: None,
-            host_network: false,
-            finished: false,
-            ports: vec![NamedPort { name: "http".to_owned(), protocol: Protocol::Tcp, port }],
-        }
-    }
-
-    fn told(limits: Limits) -> Compiler {
-        let mut compiler = Compiler::new(limits);
-        compiler.set_namespace(&Namespace { name: "a".to_owned(), labels: Labels::new() });
-        compiler.set_pod(&pod("local", "10.0.0.1", 80));
-        compiler.set_endpoint(1, Some(ObjectKey::new("a", "local")), vec![]);
-        let ports = vec![PortRule { protocol: Protocol::Tcp, port: PortSpec::Named("http".to_owned()) }];
-        compiler.set_policy(&NetworkPolicy {
-            key: ObjectKey::new("a", "n"),
-            subjects: LabelSelector::default(),
-            ingress: None,
-            egress: Some(vec![Rule { peers: vec![], ports }]),
-        });
-        compiler
-    }
-
-    /// Numbers, classes, sets, atoms come and go for ever within small limits.
-    #[test]
-    fn churn_of_named_numbers_leaks_nothing() {
-        let mut compiler = told(Limits { classes: 14, sets: 8, ..Limits::default() });
-        for number in 1..1000 {
-            compiler.set_pod(&pod("remote", "10.0.1.1", number));
-            let delta = compiler.commit();
-            assert_eq!(compiler.problems(), []);
-            assert!(delta.peers.iter().all(|&(_, atom)| atom.is_none_or(|atom| atom < 8)), "{delta:?}");
-            compiler.settled(delta.serial);
-        }
-        assert_eq!((compiler.stats().rows, compiler.stats().atoms, compiler.stats().sets), (2, 2, 2));
-    }
-
-    /// What is told twice, or told and taken back, is no step.
-    #[test]
-    fn nothing_new_is_nothing_to_write() {
-        let mut compiler = told(Limits::default());
-        assert!(!compiler.commit().is_empty());
-        assert!(!compiler.is_dirty());
-        let same = told(Limits::default());
-        assert_eq!(same.limits(), compiler.limits());
-        compiler.set_pod(&pod("local", "10.0.0.1", 80));
-        compiler.set_pod(&pod("remote", "10.0.1.1", 8080));
-        compiler.remove_pod(&ObjectKey::new("a", "remote"));
-        compiler.set_endpoint(1, Some(ObjectKey::new("a", "local")), vec![]);
-        assert!(compiler.commit().is_empty());
-    }
-
-    /// The same story gives the same tables, id for id.
-    #[test]
-    fn output_is_deterministic() {
-        let story = || {
-            let mut compiler = told(Limits::default());
-            for n in 0..50u8 {
-                compiler.set_pod(&pod(&format!("p{n}"), &format!("10.0.2.{n}"), u16::from(n % 7) + 1));
-            }
-            let first = compiler.commit();
-            compiler.remove_pod(&ObjectKey::new("a", "p3"));
-            [first, compiler.commit()]
-        };
-        assert_eq!(story(), story());
-    }
-}
+mod tests;

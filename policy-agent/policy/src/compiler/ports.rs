@@ -16,8 +16,8 @@ use fairlead_common::maps::{
 };
 use hashbrown::HashTable;
 
-use super::Resource;
 use super::intern::Interner;
+use super::{Limits, Resource};
 use crate::model::Protocol;
 use crate::tables::{Class, PortClass, SetId};
 
@@ -62,7 +62,9 @@ pub(super) fn normal(mut ranges: Vec<Range>) -> Ranges {
 #[derive(Debug)]
 pub(super) struct Ports {
     class_limit: Class,
-    set_limit: SetId,
+    set_ids: SetId,
+    /// Something did not fit that will once ids have settled.
+    starved: bool,
     choices: Interner<Ranges>,
     /// By choice: its classes.
     choice_bits: Vec<PortSet>,
@@ -95,7 +97,7 @@ struct Set {
 
 impl Ports {
     /// Only the reserved classes and sets.
-    pub(super) fn new(class_limit: u16, set_limit: u32) -> Self {
+    pub(super) fn new(limits: Limits) -> Self {
         let mut choices = Interner::default();
         choices.acquire(Ranges::from([]));
         let fixed = |content| Set { content, written: Some(content), references: 1 };
@@ -104,8 +106,9 @@ impl Ports {
             sizes[usize::from(base)] = 1 << 16;
         }
         Self {
-            class_limit: class_limit.min(CLASSES as u16),
-            set_limit,
+            class_limit: limits.classes.min(CLASSES as u16),
+            set_ids: limits.set_ids(),
+            starved: false,
             choices,
             choice_bits: vec![PortSet::ALL],
             choice_released: false,
@@ -184,6 +187,7 @@ impl Ports {
         }
         let splits = inside.iter().filter(|&(&class, &count)| count < self.size(class)).count();
         if splits > self.free_classes.len() + usize::from(self.class_limit.saturating_sub(self.next_class)) {
+            self.starved |= !self.retired.is_empty();
             return Err(Resource::Classes);
         }
         let mut bits = PortSet::NONE;
@@ -293,10 +297,15 @@ impl Ports {
         self.moved.push(range);
     }
 
+    /// Whether [`Ports::collect`] has something to look at.
+    pub(super) fn mergeable(&self) -> bool {
+        self.choice_released && self.class_count() * 2 > usize::from(self.class_limit)
+    }
+
     /// Merges classes that nothing tells apart any more, when many are in use. To be called before
     /// anything of a commit is done: sets and choices are those in force.
     pub(super) fn collect(&mut self, serial: u64) {
-        if !self.choice_released || self.class_count() * 2 <= usize::from(self.class_limit) {
+        if !self.mergeable() {
             return;
         }
         self.choice_released = false;
@@ -379,11 +388,14 @@ impl Ports {
                 self.sets[id as usize] = set;
                 id
             }
-            None if self.sets.len() < self.set_limit as usize => {
+            None if self.sets.len() < self.set_ids as usize => {
                 self.sets.push(set);
                 (self.sets.len() - 1) as SetId
             }
-            None => return Err(Resource::Sets),
+            None => {
+                self.starved |= !self.zombies.is_empty();
+                return Err(Resource::Sets);
+            }
         };
         enter(&mut self.table, &self.hasher, &self.sets, id);
         self.dirty.push(id);
@@ -423,9 +435,20 @@ impl Ports {
         self.free_classes.sort_unstable_by(|a, b| b.cmp(a));
     }
 
-    /// Whether ids wait to be settled.
-    pub(super) fn waiting(&self) -> bool {
-        !self.zombies.is_empty() || !self.retired.is_empty()
+    /// Whether a set with this content is in use.
+    pub(super) fn has_set(&self, content: &PortSet) -> bool {
+        let sets = &self.sets;
+        *content == PortSet::NONE
+            || *content == PortSet::ALL
+            || self
+                .table
+                .find(self.hasher.hash_one(content), |&id| sets[id as usize].content == *content)
+                .is_some_and(|&id| sets[id as usize].references > 0)
+    }
+
+    /// Whether, since the last call, something did not fit that will once ids have settled.
+    pub(super) fn take_starved(&mut self) -> bool {
+        std::mem::take(&mut self.starved)
     }
 
     /// What is to be written since the last call.
@@ -507,7 +530,7 @@ mod tests {
     /// it has settled.
     #[test]
     fn bits_of_a_merged_class_stay_until_it_has_settled() {
-        let mut ports = Ports::new(8, 100);
+        let mut ports = Ports::new(Limits { classes: 8, ..Limits::default() });
         let one = ports.acquire(&tcp(&[80])).unwrap();
         let both = ports.acquire(&tcp(&[80, 81])).unwrap();
         let bits = *ports.bits(both);
@@ -533,7 +556,7 @@ mod tests {
 
     #[test]
     fn the_smaller_part_of_a_class_moves() {
-        let mut ports = Ports::new(1024, 100);
+        let mut ports = Ports::new(Limits::default());
         let wide = normal(vec![Range { protocol: Protocol::Tcp, first: 1, last: 65535 }]);
         ports.acquire(&wide).unwrap();
         let (_, moved) = ports.take_writes();

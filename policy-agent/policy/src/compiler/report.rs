@@ -4,26 +4,35 @@ use std::collections::BTreeSet;
 
 use super::features::Shape;
 use super::world::{PodId, Subject};
-use super::{Compiler, DIRECTIONS, Isolation, Problem, SideState, Stats};
+use super::{Compiler, DIRECTIONS, Instead, Isolation, Problem, SideState, Stats};
 use crate::explain::{Explanation, Party};
 use crate::model::ObjectKey;
 use crate::oracle::{Cluster, Direction, LocalEndpoint, Target};
 use crate::tables::Slot;
 
 impl Compiler {
-    /// Rules that could not be put into the tables, by slot and direction, as of the last commit.
+    /// Rules that could not be put into the tables as they are, by slot and direction, as of the last
+    /// commit.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (&slot, sides) in &self.sides {
             for (&side, direction) in sides.iter().zip(DIRECTIONS) {
-                if let SideState::Unfit(resource) = side
-                    && let Some((namespace, name)) =
-                        self.world.attachments.get(&slot).and_then(|a| a.pod.as_ref())
+                let (instead, resource) = match side {
+                    SideState::Older(_, resource) => (Instead::Older, resource),
+                    SideState::Unfit(resource) => (Instead::Closed, resource),
+                    SideState::Rules(signature) => match self.overflow.short.get(&signature) {
+                        Some(&resource) => (Instead::Part, resource),
+                        None => continue,
+                    },
+                    SideState::Open | SideState::Unknown => continue,
+                };
+                if let Some((namespace, name)) =
+                    self.world.attachments.get(&slot).and_then(|a| a.pod.as_ref())
                 {
                     let namespace = &*self.world.namespaces[*namespace as usize].name;
                     let pod = ObjectKey::new(namespace, &**name);
                     let policies = self.policies_of(slot, direction);
-                    problems.push(Problem { slot, pod, direction, resource, policies });
+                    problems.push(Problem { slot, pod, direction, instead, resource, policies });
                 }
             }
         }
@@ -65,8 +74,8 @@ impl Compiler {
             sets: self.ports.set_count(),
             classes: self.ports.class_count(),
             rows: self.rows.len(),
-            peers: self.peer_counts.iter().sum(),
-            cidrs: self.tree.len(false) + self.tree.len(true),
+            peers: self.peer_counts,
+            cidrs: [self.tree.len(false), self.tree.len(true)],
         }
     }
 

@@ -123,6 +123,11 @@ impl Signatures {
         self.get(signature).map_or(0, |s| s.order)
     }
 
+    /// The order of the signature that came last.
+    pub(super) fn last_order(&self) -> u64 {
+        self.orders
+    }
+
     /// All ids in use.
     pub(super) fn iter(&self) -> impl Iterator<Item = Signature> + '_ {
         (0..).zip(&self.states).filter_map(|(id, state)| state.as_ref().map(|_| id))
@@ -133,21 +138,25 @@ impl Signatures {
         self.ids.take()
     }
 
-    /// Stores a signature with one reference.
+    /// Stores a signature with one reference; `order` is that of one that comes back.
     pub(super) fn insert(
         &mut self,
         signature: Signature,
         key: Arc<[Clause]>,
         mut clauses: Vec<(Who, What)>,
         default_set: SetId,
+        order: Option<u64>,
     ) {
         clauses.sort_unstable();
-        self.orders += 1;
+        let order = order.unwrap_or_else(|| {
+            self.orders += 1;
+            self.orders
+        });
         self.table.insert(key.clone(), signature);
         if self.states.len() <= signature as usize {
             self.states.resize_with(signature as usize + 1, || None);
         }
-        let state = State { key, clauses: clauses.into(), default_set, references: 1, order: self.orders };
+        let state = State { key, clauses: clauses.into(), default_set, references: 1, order };
         self.states[signature as usize] = Some(state);
         self.fresh.insert(signature);
     }

@@ -1,5 +1,7 @@
 //! Strings, labels, selectors and blocks, stored once and compared by id.
 
+use std::cell::Cell;
+
 use ipnetwork::IpNetwork;
 
 use super::intern::Interner;
@@ -56,6 +58,7 @@ pub(super) struct Vocabulary {
     sets: Interner<Box<[Label]>>,
     selectors: Interner<Box<[Term]>>,
     pub(super) blocks: Interner<BlockShape>,
+    evaluations: Cell<u64>,
 }
 
 impl Vocabulary {
@@ -225,6 +228,7 @@ impl Vocabulary {
 
     /// Whether `labels`, sorted, fulfil a selector.
     pub(super) fn matches(&self, selector: Selector, labels: &[Label]) -> bool {
+        self.evaluations.set(self.evaluations.get() + 1);
         let has_any = |wanted: &[Label]| wanted.iter().any(|label| labels.binary_search(label).is_ok());
         let has_key = |key| labels.iter().any(|&label| self.labels.get(label).key == key);
         self.selectors.get(selector).iter().all(|term| match &term.test {
@@ -233,6 +237,11 @@ impl Vocabulary {
             Test::Exists => has_key(term.key),
             Test::DoesNotExist => !has_key(term.key),
         })
+    }
+
+    /// How often [`Vocabulary::matches`] was asked.
+    pub(super) fn evaluations(&self) -> u64 {
+        self.evaluations.get()
     }
 
     /// Whether a selector matches everything.
