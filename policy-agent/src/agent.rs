@@ -5,10 +5,10 @@ use std::fs;
 
 use anyhow::Context as _;
 use fairlead_api::Attachment;
-use fairlead_datapath::Datapath;
+use fairlead_datapath::{Capacities, Datapath};
 use fairlead_index::manifests::watch::Event;
 use fairlead_index::manifests::{Directory, watch::watch};
-use fairlead_policy::compiler::{Compiler, Limits};
+use fairlead_policy::compiler::Compiler;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 
@@ -42,6 +42,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let datapath = Datapath::open(&fairlead_datapath::Options {
         fast_path: settings.fast_path,
         mark_mask: settings.mark_mask,
+        capacities: Capacities::from(&settings.limits),
         ..fairlead_datapath::Options::new(&settings.bpffs)
     })
     .context("cannot open the datapath")?;
@@ -52,7 +53,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         add_timeout: settings.add_timeout,
         restored,
     };
-    let (engine, handle, published) = Engine::new(datapath, Compiler::new(Limits::default()), options);
+    let (engine, handle, published) = Engine::new(datapath, Compiler::new(settings.limits), options);
     let (ended, mut engine_ended) = tokio::sync::oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
         engine.run();

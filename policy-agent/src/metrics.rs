@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 
 use fairlead_api::{EndpointCounters, EndpointStatus};
+use fairlead_policy::compiler::Instead;
+use fairlead_policy::oracle::Direction;
 
 use crate::api::Readiness;
 use crate::engine::Snapshot;
@@ -72,7 +74,43 @@ pub fn text(snapshot: &Snapshot, readiness: &Readiness) -> String {
     for (kind, n) in &snapshot.counts {
         text.sample("objects", &[("kind", kind)], *n);
     }
+    text.family("table_entries", "gauge", "Elements of a table that policy needs.");
+    for (table, used, _) in &snapshot.tables {
+        text.sample("table_entries", &[("table", table)], *used);
+    }
+    text.family("table_limit", "gauge", "Most elements of a table that policy may need.");
+    for (table, _, limit) in &snapshot.tables {
+        text.sample("table_limit", &[("table", table)], *limit);
+    }
+    text.family("policy_work_total", "counter", "Things touched by compiling policy.");
+    let work = snapshot.work;
+    for (kind, n) in [
+        ("selectors", work.evaluations),
+        ("endpoints", work.endpoints),
+        ("signatures", work.signatures),
+        ("addresses", work.addresses),
+        ("rows", work.rows),
+    ] {
+        text.sample("policy_work_total", &[("kind", kind)], n);
+    }
     let endpoints = &snapshot.endpoints;
+    text.family("endpoint_overflow", "gauge", "1 where the endpoint's rules do not fit into the tables.");
+    for problem in &snapshot.overflow {
+        let slot = u32::from(problem.slot);
+        let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.slot == slot) else { continue };
+        let [a, b, c] = labels(endpoint);
+        let direction = match problem.direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        };
+        let instead = match problem.instead {
+            Instead::Older => "older",
+            Instead::Closed => "closed",
+            Instead::Part => "part",
+        };
+        let all = [a, b, c, ("direction", direction), ("instead", instead)];
+        text.sample("endpoint_overflow", &all, 1);
+    }
     text.family("endpoint_unlocked", "gauge", "1 when the endpoint's policy is in place.");
     for endpoint in endpoints {
         text.sample("endpoint_unlocked", &labels(endpoint), u64::from(endpoint.unlocked));

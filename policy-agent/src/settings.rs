@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Parser;
 use fairlead_api::{BPFFS, CNI_CONF_DIR, RUN_DIR, RunDir};
 use fairlead_common::maps::DEFAULT_MARK_MASK;
+use fairlead_policy::compiler::Limits;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
@@ -67,6 +68,18 @@ pub struct Values {
     /// What else is not outside: there, pods are seen under their own addresses [default: none].
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub masquerade_exclude: Option<Vec<String>>,
+    /// Most distinct sets of ports that policy on this node may need [default: 8192].
+    #[arg(long, value_name = "NUMBER")]
+    pub max_port_sets: Option<u32>,
+    /// Most pairs of rules and peers that policy on this node may need [default: 262144].
+    #[arg(long, value_name = "NUMBER")]
+    pub max_rows: Option<u32>,
+    /// Most pod addresses of each family that policy on this node may look at [default: 262144].
+    #[arg(long, value_name = "NUMBER")]
+    pub max_peers: Option<u32>,
+    /// Most prefixes of each family that policy on this node may name [default: 65536].
+    #[arg(long, value_name = "NUMBER")]
+    pub max_cidrs: Option<u32>,
 }
 
 /// Format of the log.
@@ -109,6 +122,8 @@ pub struct Settings {
     pub masquerade: bool,
     /// What is not outside, besides the cluster.
     pub masquerade_exclude: Vec<IpNetwork>,
+    /// How much policy may need of what.
+    pub limits: Limits,
 }
 
 /// A setting that cannot be used. The process ends with exit code 2.
@@ -170,6 +185,10 @@ impl Values {
             add_timeout: self.add_timeout.or(other.add_timeout),
             masquerade: self.masquerade.or(other.masquerade),
             masquerade_exclude: self.masquerade_exclude.or(other.masquerade_exclude),
+            max_port_sets: self.max_port_sets.or(other.max_port_sets),
+            max_rows: self.max_rows.or(other.max_rows),
+            max_peers: self.max_peers.or(other.max_peers),
+            max_cidrs: self.max_cidrs.or(other.max_cidrs),
         }
     }
 
@@ -199,6 +218,19 @@ impl Values {
             None => Duration::from_secs(10),
             Some(text) => duration(&text).map_err(|e| value("--add-timeout", e))?,
         };
+        let size = |setting, given: Option<u32>, default: u32, most: u32| match given {
+            None => Ok(default),
+            Some(number) if (1..=most).contains(&number) => Ok(number),
+            Some(number) => Err(value(setting, format!("{number} is not between 1 and {most}"))),
+        };
+        let default = Limits::default();
+        let limits = Limits {
+            sets: size("--max-port-sets", self.max_port_sets, default.sets, 1 << 18)?,
+            rows: size("--max-rows", self.max_rows, default.rows, 1 << 24)?,
+            peers: size("--max-peers", self.max_peers, default.peers, 1 << 24)?,
+            cidrs: size("--max-cidrs", self.max_cidrs, default.cidrs, 1 << 22)?,
+            ..default
+        };
         let http_listen = self.http_listen.unwrap_or_else(|| ":9470".to_owned());
         Ok(Settings {
             manifests,
@@ -217,6 +249,7 @@ impl Values {
             masquerade: self.masquerade.unwrap_or(true),
             masquerade_exclude: networks(&self.masquerade_exclude.unwrap_or_default())
                 .map_err(|e| value("--masquerade-exclude", e))?,
+            limits,
         })
     }
 }
@@ -272,11 +305,17 @@ mod tests {
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.yaml");
-        std::fs::write(&file, "fastPath: false\nmtu: 1400\naddTimeout: 3s\nnodeName: from-file\n").unwrap();
-        let values = flags(&["--manifests", "/m", "--mtu", "1500"]).or(Values::read(&file).unwrap());
+        std::fs::write(
+            &file,
+            "fastPath: false\nmtu: 1400\naddTimeout: 3s\nmaxRows: 7\nmaxPeers: 8\nnodeName: from-file\n",
+        )
+        .unwrap();
+        let values = flags(&["--manifests", "/m", "--mtu", "1500", "--max-peers", "9"])
+            .or(Values::read(&file).unwrap());
         let settings = Values { node_name: Some("n".into()), ..values }.settle().unwrap();
         assert_eq!(settings.mtu, Some(1500));
         assert!(!settings.fast_path);
+        assert_eq!(settings.limits, Limits { rows: 7, peers: 9, ..Limits::default() });
         assert_eq!(settings.add_timeout, Duration::from_secs(3));
         assert_eq!(settings.run.path(), Path::new("/run/fairlead"));
         assert_eq!(settings.http_listen.as_deref(), Some("[::]:9470"));
@@ -292,6 +331,10 @@ mod tests {
             (&["--mark-mask", "0xf0ff0000"], "--mark-mask"),
             (&["--add-timeout", "soon"], "--add-timeout"),
             (&["--mtu", "100"], "--mtu"),
+            (&["--max-port-sets", "0"], "--max-port-sets"),
+            (&["--max-rows", "16777217"], "--max-rows"),
+            (&["--max-peers", "0"], "--max-peers"),
+            (&["--max-cidrs", "0"], "--max-cidrs"),
         ] {
             let mut all = vec!["--manifests", "/m", "--node-name", "n"];
             all.extend(words);

@@ -25,6 +25,8 @@ struct Unsettled {
 /// A map of [`Banked`] values.
 pub(crate) struct BankedMap<K> {
     map: Map<K, Banked>,
+    /// At least as many elements as the kernel holds.
+    present: usize,
     unsettled: HashMap<K, Unsettled>,
 }
 
@@ -43,7 +45,7 @@ pub(crate) struct Change<K> {
 
 impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
     pub(crate) fn new(map: Map<K, Banked>) -> Self {
-        Self { map, unsettled: HashMap::new() }
+        Self { map, present: 0, unsettled: HashMap::new() }
     }
 
     /// Writes the first state into a map that nothing looks into yet.
@@ -51,18 +53,26 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
         let present = || changes.iter().filter(|c| c.next != ABSENT);
         let keys: Vec<K> = present().map(|c| c.key).collect();
         let values: Vec<Banked> = present().map(|c| [c.next; BANKS]).collect();
+        self.present = keys.len();
         self.map.set_many(&keys, &values)
+    }
+
+    /// Whether `more` elements may not fit beside those that are there and those that are leaving.
+    pub(crate) fn is_full(&self, more: usize) -> bool {
+        self.present + more > self.map.max_entries() as usize
     }
 
     /// Prepares a bank: the changes, and whatever earlier commits left unsettled.
     ///
-    /// `in_force` is the bank in force. After an error nothing in force has changed, and the next
+    /// `in_force` is the bank in force. `may_exist` is false for keys that the kernel surely does not
+    /// have: a lookup in a trie answers with the enclosing prefix. After an error nothing in force has changed, and the next
     /// preparation mends what this one began.
     pub(crate) fn prepare(
         &mut self,
         changes: &[Change<K>],
         in_force: usize,
         bank: usize,
+        may_exist: impl Fn(&K) -> bool,
     ) -> Result<(), MapError> {
         for unsettled in self.unsettled.values_mut() {
             unsettled.next = unsettled.current;
@@ -71,10 +81,13 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
         for change in changes {
             let entry = match self.unsettled.get(&change.key) {
                 Some(unsettled) => Unsettled { next: change.next, ..*unsettled },
-                None => match self.map.get(&change.key, [ABSENT; BANKS])? {
+                None => match self.read(&change.key, &may_exist)? {
                     Some(banks) => Unsettled { banks, current: banks[in_force], next: change.next },
                     None if change.next == ABSENT => continue,
-                    None => Unsettled { banks: [change.before; BANKS], current: ABSENT, next: change.next },
+                    None => {
+                        self.present += 1;
+                        Unsettled { banks: [change.before; BANKS], current: ABSENT, next: change.next }
+                    }
                 },
             };
             self.unsettled.insert(change.key, entry);
@@ -94,6 +107,10 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
         self.map.set_many(&keys, &written)
     }
 
+    fn read(&self, key: &K, may_exist: impl Fn(&K) -> bool) -> Result<Option<Banked>, MapError> {
+        if may_exist(key) { self.map.get(key, [ABSENT; BANKS]) } else { Ok(None) }
+    }
+
     /// The prepared bank is in force.
     pub(crate) fn commit(&mut self) {
         for unsettled in self.unsettled.values_mut() {
@@ -106,15 +123,18 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
     pub(crate) fn settle(&mut self) -> Result<(), MapError> {
         let mut keys = Vec::new();
         let mut values = Vec::new();
+        let mut gone = 0;
         for (key, unsettled) in &self.unsettled {
             if unsettled.current == ABSENT {
                 self.map.remove(key)?;
+                gone += 1;
             } else if unsettled.banks != [unsettled.current; BANKS] {
                 keys.push(*key);
                 values.push([unsettled.current; BANKS]);
             }
         }
         self.map.set_many(&keys, &values)?;
+        self.present -= gone;
         self.unsettled.clear();
         Ok(())
     }

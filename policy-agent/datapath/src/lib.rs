@@ -7,6 +7,7 @@ mod attach;
 mod banks;
 mod counters;
 mod endpoints;
+mod grace;
 mod map;
 mod object;
 mod policy;

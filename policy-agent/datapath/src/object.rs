@@ -18,6 +18,8 @@ use fairlead_common::maps::{
     ABI_VERSION, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS, names,
 };
 
+use fairlead_policy::compiler::Limits;
+
 use crate::Error;
 use crate::map::Map;
 use crate::sys;
@@ -76,7 +78,21 @@ pub struct Capacities {
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { flows: 131_072, rows: 1_048_576, sets: 4096, peers: 262_144, cidrs: 65_536 }
+        Self::from(&Limits::default())
+    }
+}
+
+impl From<&Limits> for Capacities {
+    /// What the compiler's limits need: the states before and after a step side by side. See
+    /// docs/decisions/0009.
+    fn from(limits: &Limits) -> Self {
+        Self {
+            flows: 131_072,
+            rows: limits.rows.saturating_mul(2),
+            sets: limits.set_ids(),
+            peers: limits.peers.saturating_mul(2),
+            cidrs: limits.cidrs.saturating_mul(2),
+        }
     }
 }
 

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
 
 use fairlead_common::maps::{
     ABSENT, BANKS, Banked, CLASS_SCTP, CLASS_TCP, CLASS_UDP, Cidr4, Cidr6, Endpoint, EndpointPolicy,
@@ -13,10 +11,10 @@ use fairlead_common::maps::{
 use fairlead_policy::model::Protocol;
 use fairlead_policy::tables::{Delta, PortClass, Slot};
 use ipnetwork::IpNetwork;
-use tracing::error;
 
 use crate::banks::{BankedMap, Change};
-use crate::map::Map;
+use crate::grace::Grace;
+use crate::map::{Map, MapError};
 use crate::object::Object;
 use crate::sys::{self, Plain, Shared};
 use crate::{Error, words4, words6};
@@ -135,6 +133,11 @@ impl Policy {
                 IpAddr::V6(a) => peers6.push(change(words6(*a), *atom)),
             }
         }
+        if self.filled && self.is_full(delta, rows.len(), peers4.len(), peers6.len()) {
+            // What is leaving makes room once no packet can meet it.
+            self.grace.wait_for(self.generation)?;
+            self.settle_elements()?;
+        }
         let cidrs4 = self.cidrs4.changes(&delta.cidrs);
         let cidrs6 = self.cidrs6.changes(&delta.cidrs);
 
@@ -148,13 +151,13 @@ impl Policy {
         } else {
             // The bank was in force BANKS generations ago: no packet may still carry that generation.
             self.grace.wait_for(next.wrapping_sub(BANKS as u32 - 1))?;
-            self.rows.prepare(&rows, in_force, bank)?;
+            self.rows.prepare(&rows, in_force, bank, |_| true)?;
             observe(Step::Rows);
-            self.peers4.prepare(&peers4, in_force, bank)?;
-            self.peers6.prepare(&peers6, in_force, bank)?;
+            self.peers4.prepare(&peers4, in_force, bank, |_| true)?;
+            self.peers6.prepare(&peers6, in_force, bank, |_| true)?;
             observe(Step::Peers);
-            self.cidrs4.map.prepare(&cidrs4, in_force, bank)?;
-            self.cidrs6.map.prepare(&cidrs6, in_force, bank)?;
+            self.cidrs4.prepare(&cidrs4, in_force, bank)?;
+            self.cidrs6.prepare(&cidrs6, in_force, bank)?;
             observe(Step::Cidrs);
         }
         self.prepare_endpoints(&delta.endpoints, bank)?;
@@ -187,11 +190,7 @@ impl Policy {
         if self.settled == self.serial || !self.grace.is_over(self.generation) {
             return Ok(None);
         }
-        self.rows.settle()?;
-        self.peers4.settle()?;
-        self.peers6.settle()?;
-        self.cidrs4.map.settle()?;
-        self.cidrs6.map.settle()?;
+        self.settle_elements()?;
         for (slot, _) in std::mem::take(&mut self.unsettled) {
             let rules = self.rules.get(&slot).copied();
             if let (Some(rules), Some(entry)) = (rules, self.registered.get_mut(&slot)) {
@@ -201,6 +200,23 @@ impl Policy {
         }
         self.settled = self.serial;
         Ok(Some(self.serial))
+    }
+
+    fn settle_elements(&mut self) -> Result<(), Error> {
+        self.rows.settle()?;
+        self.peers4.settle()?;
+        self.peers6.settle()?;
+        self.cidrs4.map.settle()?;
+        self.cidrs6.map.settle()?;
+        Ok(())
+    }
+
+    fn is_full(&self, delta: &Delta, rows: usize, peers4: usize, peers6: usize) -> bool {
+        self.rows.is_full(rows)
+            || self.peers4.is_full(peers4)
+            || self.peers6.is_full(peers6)
+            || self.cidrs4.map.is_full(delta.cidrs.len())
+            || self.cidrs6.map.is_full(delta.cidrs.len())
     }
 
     fn prepare_endpoints(
@@ -412,6 +428,12 @@ impl<K: CidrKey> Cidrs<K> {
         changes
     }
 
+    fn prepare(&mut self, changes: &[Change<K>], in_force: usize, bank: usize) -> Result<(), MapError> {
+        let live = &self.live;
+        let may_exist = |key: &K| key.network().is_some_and(|network| live.contains_key(&network));
+        self.map.prepare(changes, in_force, bank, may_exist)
+    }
+
     fn commit(&mut self) {
         self.live = std::mem::take(&mut self.next);
         self.map.commit();
@@ -441,89 +463,4 @@ fn last_generation(pin: &Path) -> Result<u32, Error> {
     sys::lookup(map.as_fd(), &0u32, &mut state)
         .map_err(|source| Error::Io { path: pin.to_owned(), source })?;
     Ok(state[0].generation)
-}
-
-/// Follows the kernel's grace periods in a thread of its own: each takes milliseconds.
-struct Grace {
-    shared: Arc<(Mutex<GraceState>, Condvar)>,
-}
-
-struct GraceState {
-    /// Generation that was put in force last.
-    wanted: u32,
-    /// No packet carries a generation older than this one.
-    over: u32,
-    failed: Option<String>,
-    stop: bool,
-}
-
-impl Grace {
-    fn start(generation: u32) -> Self {
-        let state = GraceState { wanted: generation, over: generation, failed: None, stop: false };
-        let shared = Arc::new((Mutex::new(state), Condvar::new()));
-        let thread_shared = Arc::clone(&shared);
-        thread::spawn(move || follow(&thread_shared));
-        Self { shared }
-    }
-
-    /// A generation was put in force.
-    fn passed(&self, generation: u32) {
-        let (state, changed) = &*self.shared;
-        state.lock().unwrap_or_else(PoisonError::into_inner).wanted = generation;
-        changed.notify_all();
-    }
-
-    /// Whether no packet carries a generation older than this one.
-    fn is_over(&self, generation: u32) -> bool {
-        let (state, _) = &*self.shared;
-        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.over.wrapping_sub(generation) as i32 >= 0
-    }
-
-    /// Waits until no packet carries a generation older than this one.
-    fn wait_for(&self, generation: u32) -> Result<(), Error> {
-        let (state, changed) = &*self.shared;
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        while (state.over.wrapping_sub(generation) as i32) < 0 {
-            if let Some(failed) = &state.failed {
-                return Err(Error::State { source: std::io::Error::other(failed.clone()) });
-            }
-            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Grace {
-    fn drop(&mut self) {
-        let (state, changed) = &*self.shared;
-        state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        changed.notify_all();
-    }
-}
-
-fn follow((state, changed): &(Mutex<GraceState>, Condvar)) {
-    loop {
-        let wanted = {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            while state.wanted == state.over && !state.stop {
-                state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.stop {
-                return;
-            }
-            state.wanted
-        };
-        let result = sys::grace_period();
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        match result {
-            Ok(()) => state.over = wanted,
-            Err(e) => {
-                error!(error = %e, "the kernel cannot tell when packets are through");
-                state.failed = Some(e.to_string());
-                state.stop = true;
-            }
-        }
-        changed.notify_all();
-    }
 }

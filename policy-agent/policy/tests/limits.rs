@@ -1,4 +1,5 @@
 //! Every table, too small: who keeps what, who is closed, and who does not notice.
+#![expect(clippy::unwrap_used, reason = "the literals of the cases parse")]
 
 use std::net::IpAddr;
 

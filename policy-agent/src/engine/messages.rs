@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use fairlead_api::status::Problem;
 use fairlead_api::{ApiError, Attachment, EndpointCounters, EndpointStatus, ErrorCode};
 use fairlead_index::Batch;
+use fairlead_policy::compiler::{self, Work};
 use fairlead_policy::explain::{Explanation, Party};
 use fairlead_policy::oracle::Target;
 use tokio::sync::oneshot;
@@ -78,6 +79,12 @@ pub struct Snapshot {
     pub waiting: u64,
     /// How much there is of what, by name.
     pub counts: BTreeMap<String, u64>,
+    /// Tables: name, elements that policy needs, and the limit to them.
+    pub tables: Vec<(&'static str, u64, u64)>,
+    /// Rules that are not in force as they are, for want of room.
+    pub overflow: Vec<compiler::Problem>,
+    /// Work that the compiler has done, by kind.
+    pub work: Work,
     /// Endpoints.
     pub endpoints: Vec<EndpointStatus>,
     /// Counters of interfaces that are no endpoint's, by index.

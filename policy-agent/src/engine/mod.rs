@@ -78,6 +78,8 @@ pub struct Engine<E> {
     failures: u64,
     /// What was said to be wrong with the state of the world.
     said: BTreeSet<Problem>,
+    /// What was said not to fit.
+    overflow: BTreeSet<Problem>,
     /// What the kernel refused.
     problems: BTreeMap<String, Problem>,
     published: watch::Sender<Published>,
@@ -113,6 +115,7 @@ impl<E: Enforcer> Engine<E> {
             commits: 0,
             failures: 0,
             said: BTreeSet::new(),
+            overflow: BTreeSet::new(),
             problems: BTreeMap::new(),
             published,
             messages,
@@ -273,6 +276,7 @@ impl<E: Enforcer> Engine<E> {
     fn put_in_force(&mut self, now: Instant) {
         self.retry_at = if self.addresses_told { None } else { Some(now + RETRY) };
         let mut delta = self.compiler.commit();
+        self.report_overflow();
         if let Some(older) = self.pending.take() {
             delta = merged(older, delta);
         }
@@ -290,7 +294,8 @@ impl<E: Enforcer> Engine<E> {
         }
         self.note("apply", None);
         self.serial = delta.serial;
-        self.settle_at = Some(now + SETTLE);
+        // Not later for every step: under steady change it would never come.
+        self.settle_at.get_or_insert(now + SETTLE);
         self.unlock_all();
         if !self.active {
             match self.enforcer.activate() {
@@ -313,6 +318,10 @@ impl<E: Enforcer> Engine<E> {
             Ok(Some(serial)) => {
                 self.compiler.settled(serial);
                 self.settle_at = (serial < self.serial).then(|| now + SETTLE);
+                if self.compiler.is_dirty() {
+                    // What did not fit may now.
+                    self.retry_at.get_or_insert(now);
+                }
                 self.note("settle", None);
             }
             Ok(None) => self.settle_at = Some(now + SETTLE),
@@ -321,6 +330,19 @@ impl<E: Enforcer> Engine<E> {
                 self.note("settle", Some(format!("cleaning up older policy: {e}")));
             }
         }
+    }
+
+    /// Says what does not fit, once.
+    fn report_overflow(&mut self) {
+        let overflow: BTreeSet<Problem> =
+            self.compiler.problems().iter().map(status::overflow_problem).collect();
+        for problem in overflow.difference(&self.overflow) {
+            tracing::error!("{problem}");
+        }
+        for problem in self.overflow.difference(&overflow) {
+            tracing::info!("no longer: {problem}");
+        }
+        self.overflow = overflow;
     }
 
     /// Keeps or forgets what the kernel refused.

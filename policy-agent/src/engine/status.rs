@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use fairlead_api::status::Problem;
 use fairlead_api::{EndpointCounters, EndpointStatus};
+use fairlead_common::maps::SLOTS;
+use fairlead_policy::compiler::{self, Instead};
 use fairlead_policy::oracle::Direction;
 use fairlead_policy::tables::Slot;
 
@@ -39,22 +41,8 @@ impl<E: Enforcer> Engine<E> {
                 BTreeMap::new()
             }
         };
-        for problem in self.compiler.problems() {
-            let direction = match problem.direction {
-                Direction::Ingress => "ingress",
-                Direction::Egress => "egress",
-            };
-            let policies: Vec<String> = problem.policies.iter().map(ToString::to_string).collect();
-            problems.push(Problem {
-                object: Some(format!("Pod {}", problem.pod)),
-                message: format!(
-                    "its {direction} is closed: the rules of {} need more {} than the tables hold",
-                    policies.join(", "),
-                    problem.resource
-                ),
-                ..Problem::default()
-            });
-        }
+        let overflow = self.compiler.problems();
+        problems.extend(overflow.iter().map(overflow_problem));
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for slot in self.endpoints.keys() {
             let Some(mut status) = self.endpoint_status(*slot) else { continue };
@@ -75,8 +63,19 @@ impl<E: Enforcer> Engine<E> {
             ("sets", stats.sets),
             ("classes", stats.classes),
             ("rows", stats.rows),
-            ("peers", stats.peers),
-            ("cidrs", stats.cidrs),
+            ("peers", stats.peers.iter().sum()),
+            ("cidrs", stats.cidrs.iter().sum()),
+        ];
+        let limits = *self.compiler.limits();
+        let tables = [
+            ("port_sets", stats.sets, limits.sets),
+            ("port_classes", stats.classes, limits.classes.into()),
+            ("rows", stats.rows, limits.rows),
+            ("peers4", stats.peers[0], limits.peers),
+            ("peers6", stats.peers[1], limits.peers),
+            ("cidrs4", stats.cidrs[0], limits.cidrs),
+            ("cidrs6", stats.cidrs[1], limits.cidrs),
+            ("endpoints", stats.endpoints, SLOTS - 2),
         ];
         Snapshot {
             serial: self.serial,
@@ -84,10 +83,36 @@ impl<E: Enforcer> Engine<E> {
             failures: self.failures,
             waiting: self.waiting.len() as u64,
             counts: counts.into_iter().map(|(name, n)| (name.to_owned(), n as u64)).collect(),
+            tables: tables.map(|(name, used, limit)| (name, used as u64, limit.into())).into(),
+            overflow,
+            work: self.compiler.work(),
             endpoints,
             others: counters,
             addresses: self.own.iter().flatten().copied().collect(),
             problems,
         }
+    }
+}
+
+/// What does not fit, for people.
+pub(super) fn overflow_problem(problem: &compiler::Problem) -> Problem {
+    let direction = match problem.direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    let policies: Vec<String> = problem.policies.iter().map(ToString::to_string).collect();
+    let instead = match problem.instead {
+        Instead::Older => "the rules before them stay in force",
+        Instead::Closed => "it is closed",
+        Instead::Part => "some peers that came since are denied",
+    };
+    Problem {
+        object: Some(format!("Pod {}", problem.pod)),
+        message: format!(
+            "{direction}: the rules of {} need more {} than the tables hold; {instead}",
+            policies.join(", "),
+            problem.resource
+        ),
+        ..Problem::default()
     }
 }

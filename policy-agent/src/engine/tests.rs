@@ -1,3 +1,5 @@
+mod overflow;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -138,17 +140,25 @@ pub(crate) struct Running {
 
 impl Running {
     fn start(add_timeout: Duration, restored: Vec<Attachment>) -> Self {
+        Self::within(Limits::default(), add_timeout, restored)
+    }
+
+    fn within(limits: Limits, add_timeout: Duration, restored: Vec<Attachment>) -> Self {
         let fake = Fake::default();
         let world = fake.world.clone();
         let options = Options { node_name: "n1".to_owned(), add_timeout, restored };
-        let (engine, handle, published) = Engine::new(fake, Compiler::new(Limits::default()), options);
+        let (engine, handle, published) = Engine::new(fake, Compiler::new(limits), options);
         std::thread::spawn(move || engine.run());
         Self { handle, published, world }
     }
 
     /// One that knows a node, two namespaces and the pod `shop/web`.
     pub(crate) async fn ready(add_timeout: Duration) -> Self {
-        let mut running = Self::start(add_timeout, Vec::new());
+        Self::ready_within(Limits::default(), add_timeout).await
+    }
+
+    async fn ready_within(limits: Limits, add_timeout: Duration) -> Self {
+        let mut running = Self::within(limits, add_timeout, Vec::new());
         running.handle.tell(Message::OwnAddresses(BTreeSet::from(["192.0.2.1".parse().unwrap()])));
         running.batch(&[node(), namespace("shop"), namespace("default"), pod("web", "u1")]);
         running.handle.tell(Message::Synced);

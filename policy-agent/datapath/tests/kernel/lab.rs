@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, slot_of};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Counters, Datapath, Identity, Options, TestRun, test_run};
+use fairlead_datapath::{Capacities, Counters, Datapath, Identity, Options, TestRun, test_run};
 use fairlead_policy::tables::{Delta, Slot};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -112,7 +112,13 @@ impl Lab {
 
     /// The next agent: a new datapath on the same pins, not in force yet.
     pub(crate) fn restart(&mut self) {
-        let datapath = Datapath::open(&Options::new(self.folder.path().join("fairlead"))).unwrap();
+        self.restart_within(Capacities::default());
+    }
+
+    /// The next agent, with tables of these sizes.
+    pub(crate) fn restart_within(&mut self, capacities: Capacities) {
+        let options = Options::new(self.folder.path().join("fairlead"));
+        let datapath = Datapath::open(&Options { capacities, ..options }).unwrap();
         self.programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
             .map(|name| (name, datapath.program(name).unwrap()))
