@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn a_run_replaces_its_section_and_nothing_else() {
         let root = tempfile::tempdir().unwrap();
-        let section = &SECTIONS[0];
+        let section = SECTIONS.iter().find(|s| s.name == "cni").unwrap();
         let open = || Document::open(root.path()).unwrap();
         let mut document = open();
         document.figures.push(Figure::new("other.x", 7.0, "ns"));

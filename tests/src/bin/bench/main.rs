@@ -4,11 +4,13 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
 
 mod cni;
+mod datapath;
 mod document;
 mod machine;
 mod plot;
 mod report;
 mod stats;
+mod verdict;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,8 +51,11 @@ struct Section {
 }
 
 /// All sections, in the document's order.
-const SECTIONS: [Section; 1] =
-    [Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: cni::run }];
+const SECTIONS: [Section; 3] = [
+    Section { name: "datapath", title: "Between two pods", run: datapath::run },
+    Section { name: "verdict", title: "What a verdict costs", run: verdict::run },
+    Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: cni::run },
+];
 
 fn main() -> ExitCode {
     match measure(&Settings::parse()) {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 720.0;
-const LABELS: f64 = 210.0;
+const LABELS: f64 = 240.0;
 const RIGHT: f64 = 90.0;
 const ROW: f64 = 30.0;
 const TOP: f64 = 46.0;

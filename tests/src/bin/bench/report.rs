@@ -48,7 +48,6 @@ impl Figure {
     }
 
     /// It should be at least this.
-    #[expect(dead_code, reason = "for sections where more is better")]
     pub(crate) fn at_least(mut self, target: f64) -> Self {
         self.target = Some(target);
         self.met = Some(self.value >= target);

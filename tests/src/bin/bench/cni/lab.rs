@@ -1,4 +1,4 @@
-//! Three nodes, one for each contender, and sandboxes.
+//! A node for each contender, and sandboxes.
 
 use anyhow::{Context, Result};
 use fairlead_tests::cluster::Cluster;
@@ -13,9 +13,9 @@ pub(crate) const FAIRLEAD: usize = 0;
 /// Index of ptp.
 pub(crate) const PTP: usize = 1;
 /// How many contenders there are.
-pub(crate) const CONTENDERS: usize = 3;
+pub(crate) const CONTENDERS: usize = 4;
 /// Their names.
-pub(crate) const NAMES: [&str; CONTENDERS] = ["Fairlead", "ptp", "bridge"];
+pub(crate) const NAMES: [&str; CONTENDERS] = ["Fairlead", "ptp", "bridge", "ptp, IPv4 only"];
 /// Policies in force, each of which selects every pod that is made.
 pub(crate) const POLICIES: usize = 10;
 /// Where Debian keeps CNI plugins.
@@ -50,13 +50,16 @@ fn policy(number: usize) -> world::Object {
 }
 
 /// The configuration of a Debian plugin with host-local below `folder`.
-fn debian(kind: &str, folder: &std::path::Path) -> Value {
+fn debian(kind: &str, ipv6: bool, folder: &std::path::Path) -> Value {
+    let name = format!("{kind}-{}", if ipv6 { "dual" } else { "ipv4" });
+    let families = if ipv6 { 2 } else { 1 };
+    let ranges = [json!([{"subnet": "10.99.0.0/16"}]), json!([{"subnet": "fd99::/64"}])];
+    let routes = [json!({"dst": "0.0.0.0/0"}), json!({"dst": "::/0"})];
     let mut configuration = json!({
-        "cniVersion": "1.0.0", "name": kind, "type": kind, "ipMasq": false,
+        "cniVersion": "1.0.0", "name": name, "type": kind, "ipMasq": false,
         "ipam": {
-            "type": "host-local", "dataDir": folder.join(kind),
-            "ranges": [[{"subnet": "10.99.0.0/16"}], [{"subnet": "fd99::/64"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            "type": "host-local", "dataDir": folder.join("host-local"),
+            "ranges": &ranges[..families], "routes": &routes[..families],
         },
     });
     if kind == "bridge" {
@@ -76,7 +79,11 @@ impl Lab {
         objects.extend((0..POLICIES).map(policy));
         objects.extend((0..sandboxes).map(|i| world::pod(NAMESPACE, &format!("pod-{i}"), NODE, &[8000])));
         let cluster = Cluster::start(&objects, &[]).await?;
-        let nodes = [Namespace::new("ptp-node").await?, Namespace::new("bridge-node").await?];
+        let nodes = [
+            Namespace::new("ptp-node").await?,
+            Namespace::new("bridge-node").await?,
+            Namespace::new("ptp4-node").await?,
+        ];
         let runtime = cluster.node(NODE)?.runtime();
         let list = runtime.configuration()?;
         let mut ours = list["plugins"][0].clone();
@@ -87,16 +94,17 @@ impl Lab {
             plugins: runtime.plugins.clone(),
             configuration: ours,
         };
-        let other = |kind: &str| Contender {
+        let other = |kind: &str, ipv6| Contender {
             executable: std::path::Path::new(DEBIAN).join(kind),
             plugins: DEBIAN.into(),
-            configuration: debian(kind, cluster.folder()),
+            configuration: debian(kind, ipv6, cluster.folder()),
         };
-        let contenders = [fairlead, other(NAMES[PTP]), other(NAMES[2])];
+        let contenders = [fairlead, other("ptp", true), other("bridge", true), other("ptp", false)];
         let watches = [
             Watch::start(&cluster.node(NODE)?.namespace).await?,
             Watch::start(&nodes[0]).await?,
             Watch::start(&nodes[1]).await?,
+            Watch::start(&nodes[2]).await?,
         ];
         let mut all = Vec::new();
         for name in NAMES {
