@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod overlay;
 mod packet;
 
 mod pod;

@@ -12,7 +12,7 @@ use fairlead_common::verdict::Hook;
 const HEADERS: u32 = 14 + 40 + 20;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
-const PACKET_HOST: u32 = 0;
+pub(crate) const PACKET_HOST: u32 = 0;
 
 /// The packet that a tc program runs on.
 #[derive(Clone, Copy)]

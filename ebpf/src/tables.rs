@@ -9,7 +9,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, Banked, DropKey, Endpoint, EventLimit, Flow, FlowKey, FragmentKey, FragmentPorts,
+    AddressInfo, Banked, DropKey, Endpoint, EventLimit, Flow, FlowKey, FragmentKey, FragmentPorts, NODE_NONE,
     PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, Side, State,
 };
 use fairlead_common::packet::Parsed;
@@ -56,6 +56,14 @@ static PORT_CLASSES: Array<PortClasses> = Array::with_max_entries(PORT_CLASS_ELE
 static ADDRESSES4: HashMap<u32, AddressInfo> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "addresses6")]
 static ADDRESSES6: HashMap<[u32; 4], AddressInfo> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "tunnels4")]
+static TUNNELS4: HashMap<u32, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "tunnels6")]
+static TUNNELS6: HashMap<[u32; 4], u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "remotes4")]
+static REMOTES4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "remotes6")]
+static REMOTES6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "flows4")]
 static FLOWS4: LruHashMap<FlowKey<u32>, Shared<Flow>> = LruHashMap::with_max_entries(131_072, 0);
 #[map(name = "flows6")]
@@ -85,6 +93,20 @@ pub(crate) fn state() -> Option<State> {
     // SAFETY: the map holds one element for as long as the program runs; volatile, so that the word is
     // read exactly once.
     Some(unsafe { core::ptr::read_volatile(state) })
+}
+
+/// Number of the node that has an IPv4 address, [`NODE_NONE`] where none has.
+#[inline(always)]
+pub(crate) fn tunnel4(address: u32) -> u32 {
+    // SAFETY: not preallocated: an element lives until no program that found it runs.
+    unsafe { TUNNELS4.get(&address) }.copied().unwrap_or(NODE_NONE)
+}
+
+/// As [`tunnel4`], for IPv6.
+#[inline(always)]
+pub(crate) fn tunnel6(address: [u32; 4]) -> u32 {
+    // SAFETY: as above.
+    unsafe { TUNNELS6.get(&address) }.copied().unwrap_or(NODE_NONE)
 }
 
 /// Counts a dropped packet.
@@ -147,7 +169,7 @@ impl PolicyTables for Maps {
 }
 
 macro_rules! family {
-    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $flows:ident, $pending:ident, $fragments:ident) => {
+    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $remotes:ident, $flows:ident, $pending:ident, $fragments:ident) => {
         impl PeerTables<$address> for Maps {
             #[inline(always)]
             fn peer(&self, address: &$address) -> Option<&Banked> {
@@ -243,6 +265,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn remote(&self, address: &$address) -> u32 {
+                $remotes.get(Key::new($bits, *address)).copied().unwrap_or(NODE_NONE)
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<FragmentPorts> {
                 // SAFETY: see `flow`; a reused element is another allowed datagram's.
                 unsafe { $fragments.get(key) }.copied()
@@ -262,5 +289,5 @@ macro_rules! family {
     };
 }
 
-family!(u32, 32, PEERS4, CIDRS4, ADDRESSES4, FLOWS4, PENDING4, FRAGMENTS4);
-family!([u32; 4], 128, PEERS6, CIDRS6, ADDRESSES6, FLOWS6, PENDING6, FRAGMENTS6);
+family!(u32, 32, PEERS4, CIDRS4, ADDRESSES4, REMOTES4, FLOWS4, PENDING4, FRAGMENTS4);
+family!([u32; 4], 128, PEERS6, CIDRS6, ADDRESSES6, REMOTES6, FLOWS6, PENDING6, FRAGMENTS6);

@@ -48,7 +48,7 @@ where
     act(skb, state, verdict, &p, Counted::No)
 }
 
-/// tc egress of the uplink: what leaves the node.
+/// tc egress of the uplink and of the overlay device: what leaves the node.
 #[classifier]
 pub(crate) fn to_uplink(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use fairlead_api::{Attachment, DirectionCounters, EndpointCounters};
 use fairlead_datapath::{Datapath, Identity, RegisterError};
+use fairlead_policy::model::Node;
 use fairlead_policy::tables::{Delta, Slot};
 
 /// Why the kernel does not do as told.
@@ -56,15 +57,17 @@ pub trait Enforcer: Send {
     fn apply(&mut self, delta: &Delta) -> Result<(), EnforcerError>;
     /// Serial up to which freed ids may be used again, where that is known by now.
     fn settled(&mut self) -> Result<Option<u64>, EnforcerError>;
-    /// Says which addresses are the node's own, Services', and other nodes'.
+    /// Says which addresses are the node's own and Services', and what the other nodes are.
     fn set_addresses(
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &BTreeSet<IpAddr>,
+        nodes: &[&Node],
     ) -> Result<(), EnforcerError>;
     /// Attaches the programs of the uplink.
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError>;
+    /// Attaches the programs of the overlay device.
+    fn attach_overlay(&mut self, ifindex: u32) -> Result<(), EnforcerError>;
     /// Turns all hooks of the node to these tables at once.
     fn activate(&mut self) -> Result<(), EnforcerError>;
     /// Counters by interface index.
@@ -113,13 +116,17 @@ impl Enforcer for Datapath {
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &BTreeSet<IpAddr>,
+        nodes: &[&Node],
     ) -> Result<(), EnforcerError> {
         Ok(Datapath::set_addresses(self, own, services, nodes)?)
     }
 
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError> {
         Ok(Datapath::attach_uplink(self, ifindex)?)
+    }
+
+    fn attach_overlay(&mut self, ifindex: u32) -> Result<(), EnforcerError> {
+        Ok(Datapath::attach_overlay(self, ifindex)?)
     }
 
     fn activate(&mut self) -> Result<(), EnforcerError> {

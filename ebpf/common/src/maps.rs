@@ -92,7 +92,9 @@ pub struct State {
     /// UDP port of the overlay in network byte order, 0 for none.
     pub overlay_port: u16,
     /// Zero.
-    pub reserved: [u16; 3],
+    pub reserved: u16,
+    /// Network identifier (VNI) of the overlay.
+    pub overlay_id: u32,
 }
 
 /// [`State::flags`]: packets may be redirected past the host's stack.
@@ -294,6 +296,11 @@ impl AddressInfo {
     /// What is said of an address that the maps do not hold.
     pub const UNKNOWN: Self = Self { kind: ADDRESS_UNKNOWN, slot: SLOT_NONE };
 }
+
+/// In place of a node's number: no other node has this address. Nodes are numbered from 1, by the
+/// agent; the numbers mean nothing beyond its own maps `tunnels4`, `tunnels6` (hashes by address of a
+/// node) and `remotes4`, `remotes6` (LPM tries by pod CIDR or address of a node).
+pub const NODE_NONE: u32 = 0;
 
 /// [`AddressInfo::kind`]: nothing is known of the address.
 pub const ADDRESS_UNKNOWN: u32 = 0;

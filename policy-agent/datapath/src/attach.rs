@@ -22,14 +22,14 @@ use crate::{Datapath, Error, sys};
 const INGRESS: u16 = 0xfff2;
 const EGRESS: u16 = 0xfff3;
 
-/// The uplink could not be given its programs.
+/// The uplink or the overlay device could not be given its programs.
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
     /// There is no such interface.
-    #[error("uplink {0}: {1}")]
+    #[error("interface {0}: {1}")]
     Interface(String, #[source] io::Error),
     /// Attaching failed.
-    #[error("uplink {interface}: {source}")]
+    #[error("interface {interface}: {source}")]
     Attach {
         /// Name of the interface.
         interface: String,
@@ -38,7 +38,7 @@ pub enum UplinkError {
         source: aya::programs::ProgramError,
     },
     /// The link could not be kept.
-    #[error("uplink {interface}: keeping the link: {what}")]
+    #[error("interface {interface}: keeping the link: {what}")]
     Keep {
         /// Name of the interface.
         interface: String,
@@ -76,13 +76,20 @@ impl Datapath {
     /// Attaches the uplink's trampolines, which stay when the agent ends. That they are there already
     /// is no error.
     pub fn attach_uplink(&mut self, ifindex: u32) -> Result<(), Error> {
+        self.attach_device(ifindex, names::FROM_UPLINK, names::TO_UPLINK)
+    }
+
+    /// As [`Self::attach_uplink`], for the device of the overlay.
+    pub fn attach_overlay(&mut self, ifindex: u32) -> Result<(), Error> {
+        self.attach_device(ifindex, names::FROM_OVERLAY, names::TO_OVERLAY)
+    }
+
+    fn attach_device(&self, ifindex: u32, ingress: &str, egress: &str) -> Result<(), Error> {
         let interface =
             interface_name(ifindex).map_err(|e| UplinkError::Interface(ifindex.to_string(), e))?;
         let folder = self.object_links();
         fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
-        for (name, attach_type) in
-            [(names::FROM_UPLINK, TcAttachType::Ingress), (names::TO_UPLINK, TcAttachType::Egress)]
-        {
+        for (name, attach_type) in [(ingress, TcAttachType::Ingress), (egress, TcAttachType::Egress)] {
             self.attach_long_lived(&interface, ifindex, name, attach_type, &folder)?;
         }
         Ok(())

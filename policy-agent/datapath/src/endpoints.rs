@@ -7,6 +7,7 @@ use fairlead_common::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS, ENDPOINT_ADDRESSES,
     ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable, slot_of,
 };
+use fairlead_policy::model::Node;
 use fairlead_policy::tables::Slot;
 
 use crate::{Datapath, Error, words4, words6};
@@ -186,22 +187,27 @@ impl Datapath {
             .collect()
     }
 
-    /// Says which addresses are the node's own, Services', and other nodes'.
+    /// Says which addresses are the node's own and Services', and what the other nodes are.
     pub fn set_addresses(
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &BTreeSet<IpAddr>,
+        nodes: &[&Node],
     ) -> Result<(), Error> {
+        self.remotes.set(nodes)?;
+        let nodes: BTreeSet<IpAddr> = nodes.iter().flat_map(|n| n.addresses.iter().copied()).collect();
         let new = Addresses {
             endpoints: self.addresses.endpoints.clone(),
             own: own.clone(),
             services: services.clone(),
-            nodes: nodes.clone(),
+            nodes,
         };
         let old = std::mem::replace(&mut self.addresses, new);
         let touched: BTreeSet<&IpAddr> =
-            [&old.own, &old.services, &old.nodes, own, services, nodes].into_iter().flatten().collect();
+            [&old.own, &old.services, &old.nodes, own, services, &self.addresses.nodes]
+                .into_iter()
+                .flatten()
+                .collect();
         for address in touched {
             if old.info(address) != self.addresses.info(address) {
                 self.write_address(address)?;

@@ -11,6 +11,7 @@ mod grace;
 mod map;
 mod object;
 mod policy;
+mod remotes;
 mod sys;
 mod test_run;
 
@@ -33,6 +34,7 @@ pub use test_run::{TestRun, test_run};
 use map::Map;
 use object::Object;
 use policy::Policy;
+use remotes::Remotes;
 
 /// What can go wrong between agent and kernel.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,17 @@ pub struct Options {
     pub fast_path: bool,
     /// Bits of `skb->mark` that may be used: at least 12 in a row.
     pub mark_mask: u32,
+    /// The overlay between nodes, where there is one.
+    pub overlay: Option<Overlay>,
+}
+
+/// What packets of the overlay between nodes bear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// UDP port, closed to pods.
+    pub port: u16,
+    /// Network identifier (VNI), of 24 bits.
+    pub id: u32,
 }
 
 impl Options {
@@ -111,6 +124,7 @@ impl Options {
             capacities: Capacities::default(),
             fast_path: true,
             mark_mask: fairlead_common::maps::DEFAULT_MARK_MASK,
+            overlay: None,
         }
     }
 }
@@ -122,6 +136,7 @@ pub struct Datapath {
     addresses4: Map<u32, AddressInfo>,
     addresses6: Map<[u32; 4], AddressInfo>,
     addresses: endpoints::Addresses,
+    remotes: Remotes,
     killed: Map<u32, u32>,
     drops: Map<DropKey, u64>,
     passed: Map<u32, Passed>,
@@ -133,12 +148,13 @@ impl Datapath {
     /// [`Self::activate`].
     pub fn open(options: &Options) -> Result<Self, Error> {
         let object = Object::load(&options.bpffs, &options.capacities)?;
-        let policy = Policy::new(&object, options.fast_path, options.mark_mask)?;
+        let policy = Policy::new(&object, options)?;
         Ok(Self {
             policy,
             addresses4: object.map("addresses4")?,
             addresses6: object.map("addresses6")?,
             addresses: endpoints::Addresses::default(),
+            remotes: Remotes::new(&object)?,
             killed: object.map("killed")?,
             drops: object.map("drops")?,
             passed: object.map("passed")?,

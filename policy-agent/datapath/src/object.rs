@@ -15,7 +15,8 @@ use aya::maps::{Map as AyaMap, MapData};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use fairlead_common::maps::{
-    ABI_VERSION, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS, names,
+    ABI_VERSION, HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD,
+    HOOK_TO_UPLINK, HOOKS, names,
 };
 
 use fairlead_policy::compiler::Limits;
@@ -36,12 +37,13 @@ const TRAMPOLINES: [(&str, &str); 6] = [
     ("t_to_overlay", names::TO_OVERLAY),
 ];
 
-/// Programs of this version and their hooks.
-const PROGRAMS: [(&str, u32); 4] = [
-    ("from_pod", HOOK_FROM_POD),
-    ("to_pod", HOOK_TO_POD),
-    ("from_uplink", HOOK_FROM_UPLINK),
-    ("to_uplink", HOOK_TO_UPLINK),
+/// Programs of this version and their hooks. What leaves the node is judged alike by whatever device.
+const PROGRAMS: [(&str, &[u32]); 5] = [
+    ("from_pod", &[HOOK_FROM_POD]),
+    ("to_pod", &[HOOK_TO_POD]),
+    ("from_uplink", &[HOOK_FROM_UPLINK]),
+    ("to_uplink", &[HOOK_TO_UPLINK, HOOK_TO_OVERLAY]),
+    ("from_overlay", &[HOOK_FROM_OVERLAY]),
 ];
 
 /// Maps that never change.
@@ -169,11 +171,13 @@ impl Object {
         let programs = named_map(&ebpf, names::PROGRAMS)?;
         let active: Map<u32, u32> = named_map(&ebpf, names::ACTIVE)?;
         let half = 1 - active.get(&0, 0)?.unwrap_or(0).min(1);
-        for (name, hook) in PROGRAMS {
+        for (name, hooks) in PROGRAMS {
             let program = classifier(&mut ebpf, name)?;
             program.load()?;
             let fd = program.fd()?.as_fd().as_raw_fd();
-            programs.set(&(half * HOOKS + hook), &(fd as u32))?;
+            for hook in hooks {
+                programs.set(&(half * HOOKS + hook), &(fd as u32))?;
+            }
         }
         Ok(Self { ebpf, pins, programs, active, half })
     }

@@ -17,7 +17,7 @@ use crate::grace::Grace;
 use crate::map::{Map, MapError};
 use crate::object::Object;
 use crate::sys::{self, Plain, Shared};
-use crate::{Error, words4, words6};
+use crate::{Error, Options, words4, words6};
 
 /// The policy tables of one loaded object.
 pub(crate) struct Policy {
@@ -45,7 +45,7 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    pub(crate) fn new(object: &Object, fast_path: bool, mark_mask: u32) -> Result<Self, Error> {
+    pub(crate) fn new(object: &Object, options: &Options) -> Result<Self, Error> {
         let sets: Map<u32, PortSet> = object.map("sets")?;
         let set_count = sets.max_entries();
         let state_map: Map<u32, State> = object.map("state")?;
@@ -73,11 +73,12 @@ impl Policy {
         };
         let state = State {
             generation,
-            flags: if fast_path { fairlead_common::maps::STATE_FAST_PATH } else { 0 },
-            mark_mask,
-            mark_shift: mark_mask.trailing_zeros() % 32,
-            overlay_port: 0,
-            reserved: [0; 3],
+            flags: if options.fast_path { fairlead_common::maps::STATE_FAST_PATH } else { 0 },
+            mark_mask: options.mark_mask,
+            mark_shift: options.mark_mask.trailing_zeros() % 32,
+            overlay_port: options.overlay.map_or(0, |overlay| overlay.port.to_be()),
+            reserved: 0,
+            overlay_id: options.overlay.map_or(0, |overlay| overlay.id),
         };
         state_map.set(&0, &state)?;
         this.write_set(SET_ALL, &PortSet::ALL)?;
@@ -358,7 +359,8 @@ struct Cidrs<K> {
     next: HashMap<IpNetwork, u32>,
 }
 
-trait CidrKey: Plain + Copy + Eq + std::hash::Hash {
+/// Keys of longest-prefix maps.
+pub(crate) trait CidrKey: Plain + Copy + Eq + std::hash::Hash {
     fn of(network: &IpNetwork) -> Option<Self>;
     fn network(&self) -> Option<IpNetwork>;
 }

@@ -375,11 +375,14 @@ mod tests {
             &mut self,
             _: &BTreeSet<IpAddr>,
             _: &BTreeSet<IpAddr>,
-            _: &BTreeSet<IpAddr>,
+            _: &[&fairlead_policy::model::Node],
         ) -> Result<(), EnforcerError> {
             Ok(())
         }
         fn attach_uplink(&mut self, _: u32) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn attach_overlay(&mut self, _: u32) -> Result<(), EnforcerError> {
             Ok(())
         }
         fn activate(&mut self) -> Result<(), EnforcerError> {

@@ -49,6 +49,8 @@ pub enum Message {
     OwnAddresses(BTreeSet<IpAddr>),
     /// This is the uplink.
     Uplink(u32, Reply<Result<(), String>>),
+    /// This is the overlay device.
+    Overlay(u32, Reply<Result<(), String>>),
     /// What is the state?
     Snapshot(Reply<Snapshot>),
     /// Why is a connection allowed or denied?

@@ -185,6 +185,9 @@ impl<E: Enforcer> Engine<E> {
             Message::Uplink(ifindex, reply) => {
                 reply.send(self.enforcer.attach_uplink(ifindex).map_err(|e| e.to_string()));
             }
+            Message::Overlay(ifindex, reply) => {
+                reply.send(self.enforcer.attach_overlay(ifindex).map_err(|e| e.to_string()));
+            }
             // Answered after the step, so that they see what was said before them in force.
             question @ (Message::Snapshot(_) | Message::Explain { .. }) => self.questions.push(question),
         }
@@ -259,10 +262,13 @@ impl<E: Enforcer> Engine<E> {
             return;
         }
         let mut own = self.own.clone().unwrap_or_default();
-        let mut others = BTreeSet::new();
+        let mut others = Vec::new();
         for (name, node) in self.nodes.iter() {
-            let set = if *name == self.options.node_name { &mut own } else { &mut others };
-            set.extend(node.addresses.iter().copied());
+            if *name == self.options.node_name {
+                own.extend(node.addresses.iter().copied());
+            } else {
+                others.push(node);
+            }
         }
         let result = self.enforcer.set_addresses(&own, &self.index.service_addresses(), &others);
         self.addresses_told = result.is_ok();

@@ -26,6 +26,7 @@ enum Done {
     Remove(Slot),
     Addresses(usize, usize, usize),
     Uplink(u32),
+    Overlay(u32),
     Activate,
 }
 
@@ -102,7 +103,7 @@ impl Enforcer for Fake {
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &BTreeSet<IpAddr>,
+        nodes: &[&fairlead_policy::model::Node],
     ) -> Result<(), EnforcerError> {
         self.push(Done::Addresses(own.len(), services.len(), nodes.len()));
         Ok(())
@@ -110,6 +111,11 @@ impl Enforcer for Fake {
 
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError> {
         self.push(Done::Uplink(ifindex));
+        Ok(())
+    }
+
+    fn attach_overlay(&mut self, ifindex: u32) -> Result<(), EnforcerError> {
+        self.push(Done::Overlay(ifindex));
         Ok(())
     }
 
@@ -502,4 +508,6 @@ async fn services_and_nodes_reach_the_datapath() {
     assert_eq!(engine.done().await, [Done::Addresses(1, 2, 1)]);
     let uplink = engine.handle.ask(|reply| Message::Uplink(3, reply)).await.unwrap();
     assert_eq!((uplink, engine.done().await), (Ok(()), vec![Done::Uplink(3)]));
+    let overlay = engine.handle.ask(|reply| Message::Overlay(4, reply)).await.unwrap();
+    assert_eq!((overlay, engine.done().await), (Ok(()), vec![Done::Overlay(4)]));
 }

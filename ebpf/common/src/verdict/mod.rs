@@ -6,6 +6,7 @@
 mod fragments;
 mod from_pod;
 mod icmp_errors;
+mod overlay;
 mod rules;
 mod to_pod;
 mod uplink;
@@ -13,6 +14,7 @@ mod uplink;
 pub use fragments::resolve_fragment;
 pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_pod, error_to_pod};
+pub use overlay::from_overlay;
 pub use to_pod::to_pod;
 pub use uplink::{from_uplink, to_uplink};
 
@@ -35,6 +37,9 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     /// Maps `addresses4` and `addresses6`; [`AddressInfo::UNKNOWN`] where they have no entry. (No
     /// `Option`: the compiler would merge its branches into code that the verifier refuses.)
     fn address(&self, address: &A) -> AddressInfo;
+    /// Maps `remotes4` and `remotes6`: number of the other node that the address is of or behind,
+    /// [`NODE_NONE`](crate::maps::NODE_NONE) where there is none.
+    fn remote(&self, address: &A) -> u32;
     /// Maps `fragments4` and `fragments6`.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
     /// Remembers the ports of a datagram's first fragment.

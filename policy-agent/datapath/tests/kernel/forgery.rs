@@ -6,7 +6,7 @@ use fairlead_common::maps::{EndpointPolicy, SET_NONE, Side};
 use fairlead_common::reason::DropReason;
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, in_lab, only};
+use crate::lab::{DROP, Lab, PASS, Pod, in_lab, only, other_node};
 use crate::packets::{
     ICMP, ICMP6, SYN, TCP, UDP, ethernet, framed, from, icmp, ip, ip4, ip6, tcp, tcp_from, tcp_to, udp,
 };
@@ -263,7 +263,7 @@ fn nobody_outside_has_this_nodes_addresses() {
         let own: IpAddr = "192.0.2.77".parse().unwrap();
         let service: IpAddr = "10.96.0.1".parse().unwrap();
         let node: IpAddr = "192.0.2.78".parse().unwrap();
-        lab.datapath.set_addresses(&[own].into(), &[service].into(), &[node].into()).unwrap();
+        lab.datapath.set_addresses(&[own].into(), &[service].into(), &[&other_node(node)]).unwrap();
         let arrives = |source: IpAddr| {
             let target = if source.is_ipv4() { IpAddr::from(pod.v4) } else { IpAddr::from(pod.v6) };
             let packet = ip(source, target, TCP, &tcp(1, 2, SYN));
@@ -300,7 +300,7 @@ fn what_leaves_by_the_uplink_is_judged_on_its_final_tuple() {
             ..web_rules()
         });
         lab.datapath.unlock(pod.slot()).unwrap();
-        lab.datapath.set_addresses(&[].into(), &[service].into(), &[].into()).unwrap();
+        lab.datapath.set_addresses(&[].into(), &[service].into(), &[]).unwrap();
         // Towards a Service the verdict waits for the translation.
         let run = lab.send(&pod, &tcp_from(&pod, service, 1000, 443, SYN));
         assert_eq!((run.result, run.mark), (PASS, pod.mark()));

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, slot_of};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Capacities, Counters, Datapath, Identity, Options, TestRun, test_run};
+use fairlead_datapath::{Capacities, Counters, Datapath, Identity, Options, Overlay, TestRun, test_run};
+use fairlead_policy::model::Node;
 use fairlead_policy::tables::{Delta, Slot};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -63,6 +64,9 @@ fn mount(source: Option<&str>, target: &str, kind: Option<&str>, flags: libc::c_
     assert_eq!(result, 0, "mount: {}", io::Error::last_os_error());
 }
 
+/// The overlay of the lab's node.
+pub(crate) const OVERLAY: Overlay = Overlay { port: 4799, id: 77 };
+
 pub(crate) struct Lab {
     pub(crate) datapath: Datapath,
     programs: BTreeMap<&'static str, OwnedFd>,
@@ -102,7 +106,7 @@ pub(crate) fn elsewhere() -> u32 {
 
 impl Lab {
     fn open(folder: tempfile::TempDir) -> Self {
-        let datapath = Datapath::open(&Options::new(folder.path().join("fairlead"))).unwrap();
+        let datapath = Datapath::open(&options(&folder)).unwrap();
         let programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
             .map(|name| (name, datapath.program(name).unwrap()))
@@ -117,8 +121,8 @@ impl Lab {
 
     /// The next agent, with tables of these sizes.
     pub(crate) fn restart_within(&mut self, capacities: Capacities) {
-        let options = Options::new(self.folder.path().join("fairlead"));
-        let datapath = Datapath::open(&Options { capacities, ..options }).unwrap();
+        let options = Options { capacities, ..options(&self.folder) };
+        let datapath = Datapath::open(&options).unwrap();
         self.programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
             .map(|name| (name, datapath.program(name).unwrap()))
@@ -210,9 +214,18 @@ impl Lab {
     }
 }
 
+/// Another node with one address and no pods.
+pub(crate) fn other_node(address: IpAddr) -> Node {
+    Node { name: "other".to_owned(), addresses: vec![address], pod_cidrs: Vec::new() }
+}
+
 /// Drops of one reason, as counters have them.
 pub(crate) fn only(reason: DropReason, count: u64) -> BTreeMap<DropReason, u64> {
     BTreeMap::from([(reason, count)])
+}
+
+fn options(folder: &tempfile::TempDir) -> Options {
+    Options { overlay: Some(OVERLAY), ..Options::new(folder.path().join("fairlead")) }
 }
 
 fn make_veth(ifindex: u32, mac: [u8; 6]) {

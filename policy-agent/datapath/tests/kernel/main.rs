@@ -10,5 +10,6 @@ mod flows;
 mod forgery;
 mod lab;
 mod life;
+mod overlay;
 mod packets;
 mod rules;

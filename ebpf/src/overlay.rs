@@ -1,0 +1,77 @@
+//! The hook of the overlay device that is not the uplink's too.
+
+use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, TC_ACT_SHOT, bpf_tunnel_key};
+use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_get_tunnel_key};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use fairlead_common::maps::{DIRECTION_INGRESS, NODE_NONE, State};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::reason::DropReason;
+use fairlead_common::verdict::{self, Family, Tables};
+
+use crate::packet::{PACKET_HOST, Skb};
+use crate::tables::{Maps, state, tunnel4, tunnel6};
+use crate::trampoline::raw;
+use crate::verdict::{Counted, act, drop_here};
+
+/// tc ingress of the overlay device: what other nodes sent through a tunnel.
+#[classifier]
+pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
+    let skb = Skb(raw(&ctx));
+    let Some(state) = state() else { return TC_ACT_SHOT };
+    let node = sender(&skb, &state);
+    skb.pull();
+    match skb.ether_type() {
+        ETHER_IPV4 => match skb.at::<26, 1>() {
+            Some([source]) => arriving(&skb, &state, node, source),
+            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
+        },
+        ETHER_IPV6 => match skb.at::<22, 4>() {
+            Some(source) => arriving(&skb, &state, node, source),
+            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
+        },
+        // Neighbours are not asked for through a tunnel.
+        _ => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_INGRESS),
+    }
+}
+
+/// Number of the node that sent the packet, by the outer source address.
+#[inline(always)]
+fn sender(skb: &Skb, state: &State) -> u32 {
+    // SAFETY: all zeroes is a value of this plain structure.
+    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    let size = size_of::<bpf_tunnel_key>() as u32;
+    // SAFETY: the helper writes `size` bytes at most, which is how long the key is.
+    if unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size, 0) } == 0 {
+        if key.tunnel_id != state.overlay_id {
+            return NODE_NONE;
+        }
+        // SAFETY: both members are plain words; this one comes in the host's byte order.
+        return tunnel4(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be());
+    }
+    // SAFETY: as above.
+    if unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size, u64::from(BPF_F_TUNINFO_IPV6)) } == 0
+        && key.tunnel_id == state.overlay_id
+    {
+        // SAFETY: as above, in network byte order.
+        return tunnel6(unsafe { key.__bindgen_anon_1.remote_ipv6 });
+    }
+    NODE_NONE
+}
+
+#[inline(always)]
+fn arriving<A: Family>(skb: &Skb, state: &State, node: u32, source: A) -> i32
+where
+    Maps: Tables<A>,
+{
+    let hook = skb.hook(state);
+    let verdict = verdict::from_overlay(&Maps, &hook, node, &source);
+    if !skb.for_this_host() {
+        // A tunnel leads to one node: whatever address its frames bear, they are for this one.
+        // SAFETY: the context is valid. Failed, the host's stack does not take the packet.
+        let _ = unsafe { bpf_skb_change_type(skb.0, PACKET_HOST) };
+    }
+    // For the event: all that was looked at.
+    let p = Parsed { source, ..Parsed::empty() };
+    act(skb, state, verdict, &p, Counted::No)
+}
