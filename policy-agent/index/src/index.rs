@@ -1,6 +1,6 @@
 //! What holds of what sources say.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use fairlead_api::status::Problem;
@@ -59,7 +59,7 @@ impl Index {
             match change {
                 Change::Apply(parsed) => effects.extend(self.apply(parsed)),
                 Change::Delete(id) => effects.extend(self.delete(&id)),
-                Change::Reset(kind, all) => effects.extend(self.reset(kind, all)),
+                Change::Only(kind, there) => effects.extend(self.only(kind, &there)),
             }
         }
         self.source_problems = batch.problems;
@@ -136,15 +136,12 @@ impl Index {
         known.in_force.then(|| Effect::Removed(id.clone()))
     }
 
-    /// These are all the objects of a kind: the others are gone.
-    pub fn reset(&mut self, kind: Kind, all: Vec<Parsed>) -> Vec<Effect> {
-        let there: BTreeSet<&ObjectId> = all.iter().map(|p| &p.id).collect();
-        let mut gone: Vec<ObjectId> =
-            self.known.keys().filter(|id| id.kind == kind && !there.contains(id)).cloned().collect();
+    /// Of this kind there are these objects at most: the others are gone.
+    pub fn only(&mut self, kind: Kind, there: &HashSet<ObjectKey>) -> Vec<Effect> {
+        let of_kind = self.known.keys().filter(|id| id.kind == kind && !there.contains(&id.key));
+        let mut gone: Vec<ObjectId> = of_kind.cloned().collect();
         gone.sort();
-        let mut effects: Vec<Effect> = gone.iter().filter_map(|id| self.delete(id)).collect();
-        effects.extend(all.into_iter().filter_map(|parsed| self.apply(parsed)));
-        effects
+        gone.iter().filter_map(|id| self.delete(id)).collect()
     }
 
     /// UID of a pod: empty where the source has none, `None` where the pod is not known.

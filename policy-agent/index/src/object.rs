@@ -1,6 +1,6 @@
 //! What sources say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -171,8 +171,8 @@ pub enum Change {
     Apply(Parsed),
     /// The object is gone.
     Delete(ObjectId),
-    /// These are all the objects of a kind.
-    Reset(Kind, Vec<Parsed>),
+    /// Of this kind there are these and no others. Those that are new or have changed were applied before.
+    Only(Kind, HashSet<ObjectKey>),
 }
 
 /// Changes that take effect together.
@@ -182,4 +182,13 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// What is wrong with the source itself, all of it: replaces what an earlier batch said.
     pub problems: Vec<Problem>,
+}
+
+/// What a watched source says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Changes.
+    Batch(Batch),
+    /// Everything that was there at the start has been said.
+    Synced,
 }

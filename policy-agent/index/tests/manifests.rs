@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
-use fairlead_index::manifests::watch::{Event, watch};
+use fairlead_index::manifests::watch::watch;
 use fairlead_index::manifests::{Catalogue, Directory};
-use fairlead_index::{Batch, Change, Outcome};
+use fairlead_index::{Batch, Change, Event, Outcome};
 use tokio::sync::mpsc;
 
 fn namespace(name: &str) -> String {
@@ -32,7 +32,7 @@ fn changes(batch: Option<Batch>) -> Vec<String> {
                 format!("+{}{mark}{file}", p.id)
             }
             Change::Delete(id) => format!("-{id}"),
-            Change::Reset(..) => panic!("manifests are never reset"),
+            Change::Only(..) => panic!("what is left out of manifests is deleted by name"),
         })
         .collect()
 }

@@ -1,5 +1,7 @@
-//! Objects: apply, delete and reset of every kind; everything that can be wrong with one.
+//! Objects: every kind applied, deleted and left out; everything that can be wrong with one.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+
+use std::collections::HashSet;
 
 use fairlead_index::kubernetes::{read, unpack};
 use fairlead_index::{Change, Effect, Index, Kind, Object, ObjectId, Outcome, Parsed};
@@ -329,7 +331,7 @@ fn a_policy_that_cannot_be_read_denies_at_least_what_it_selects() {
 }
 
 #[test]
-fn apply_delete_and_reset_of_every_kind() {
+fn every_kind_is_applied_deleted_and_left_out() {
     let objects: Vec<Parsed> = Kind::ALL
         .into_iter()
         .map(|kind| {
@@ -346,8 +348,12 @@ fn apply_delete_and_reset_of_every_kind() {
         index.apply(object.clone());
         let mut other = object.clone();
         other.id.key.name = "y".to_owned();
-        let effects = index.reset(id.kind, vec![other]);
-        assert_eq!(effects, [Effect::Removed(id.clone()), Effect::Set(body)]);
+        let kept = HashSet::from([other.id.key.clone()]);
+        index.apply(other);
+        assert_eq!(index.only(id.kind, &kept), [Effect::Removed(id.clone())]);
+        assert_eq!(index.only(id.kind, &kept), []);
+        let another = Kind::ALL.into_iter().find(|kind| *kind != id.kind).unwrap();
+        assert_eq!(index.only(another, &HashSet::new()), []);
     }
 }
 
@@ -361,7 +367,7 @@ fn the_index_knows_pods_and_namespaces() {
     let key = ObjectKey::new("n", "x");
     assert_eq!((index.pod_uid(&key), index.has_namespace("n")), (Some("u"), true));
     index.delete(&ObjectId { kind: Kind::Pod, key: key.clone() });
-    index.reset(Kind::Namespace, vec![]);
+    index.only(Kind::Namespace, &HashSet::new());
     assert_eq!((index.pod_uid(&key), index.has_namespace("n")), (None, false));
 }
 

@@ -13,6 +13,16 @@ use crate::object::{FieldError, Kind};
 /// Annotation of a static pod: what the runtime calls its UID.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
+/// Fields that are read of every kind, as [`read_used`](super::read_used) takes them. The API server's
+/// revision orders what is known of one object.
+pub(super) const USED: &[&str] = &[
+    "metadata / name",
+    "metadata / namespace",
+    "metadata / uid",
+    "metadata / resourceVersion",
+    "metadata / annotations / kubernetes.io/config.hash",
+];
+
 /// What names an object; the rest of `metadata` is read where it is needed.
 pub(super) struct Meta<'a> {
     pub(super) name: String,

@@ -7,6 +7,7 @@ mod pod;
 mod policy;
 mod selector;
 mod service;
+mod used;
 
 use std::net::IpAddr;
 
@@ -17,6 +18,8 @@ use serde_json::Value;
 use crate::object::{FieldError, Kind, Object, ObjectId, Outcome};
 
 use meta::Meta;
+
+pub use used::read_used;
 
 /// A document that is no object of a known kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

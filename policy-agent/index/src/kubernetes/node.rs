@@ -8,6 +8,9 @@ use super::meta::Meta;
 use super::{address, collect, finish, part, policy::network};
 use crate::object::FieldError;
 
+/// Fields that are read, as [`read_used`](super::read_used) takes them.
+pub(super) const USED: &[&str] = &["spec / podCIDR", "spec / podCIDRs", "status / addresses"];
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {

@@ -10,6 +10,19 @@ use super::policy::{port_number, protocol};
 use super::{address, collect, finish, part};
 use crate::object::FieldError;
 
+/// Fields that are read, as [`read_used`](super::read_used) takes them.
+pub(super) const USED: &[&str] = &[
+    "spec / nodeName",
+    "spec / hostNetwork",
+    "spec / containers / ports",
+    "spec / initContainers / ports",
+    "spec / initContainers / restartPolicy",
+    "spec / containers / restartPolicy",
+    "status / phase",
+    "status / podIP",
+    "status / podIPs",
+];
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {

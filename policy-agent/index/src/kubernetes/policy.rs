@@ -17,6 +17,10 @@ use super::selector::{self, Selector};
 use super::{collect, finish, part};
 use crate::object::FieldError;
 
+/// Fields that are read, as [`read_used`](super::read_used) takes them: all, because a field that is not
+/// known could restrict what the others allow.
+pub(super) const USED: &[&str] = &["spec"];
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Spec {

@@ -10,6 +10,10 @@ use super::meta::Meta;
 use super::{address, collect, finish, part};
 use crate::object::{FieldError, ServiceObject};
 
+/// Fields that are read, as [`read_used`](super::read_used) takes them.
+pub(super) const USED: &[&str] =
+    &["spec / clusterIP", "spec / clusterIPs", "spec / externalIPs", "status / loadBalancer"];
+
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
 use super::Directory;
-use crate::object::Batch;
+use crate::object::Event;
 
 /// Changes that follow each other within this time belong together.
 const QUIET: Duration = Duration::from_millis(15);
@@ -24,15 +24,6 @@ const BUSY: Duration = Duration::from_millis(250);
 const OPEN: Duration = Duration::from_secs(1);
 /// Something may change without a notification: on network file systems, behind chains of symlinks.
 const REGULARLY: Duration = Duration::from_secs(5);
-
-/// What a watched source says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Changes.
-    Batch(Batch),
-    /// Everything that was there at the start has been said.
-    Synced,
-}
 
 struct Watches {
     inotify: AsyncFd<Fd>,
