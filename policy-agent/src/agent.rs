@@ -5,8 +5,9 @@ use std::fs;
 
 use anyhow::Context as _;
 use fairlead_api::Attachment;
+use fairlead_cluster::Reporter;
 use fairlead_datapath::{Capacities, Datapath};
-use fairlead_index::manifests::watch::Event;
+use fairlead_index::Event;
 use fairlead_index::manifests::{Directory, watch::watch};
 use fairlead_policy::compiler::Compiler;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +17,8 @@ use crate::api::{self, Readiness, Service};
 use crate::engine::{self, Engine, Message};
 use crate::lock::lock;
 use crate::network::Network;
-use crate::settings::Settings;
+use crate::report;
+use crate::settings::{Settings, Source};
 
 /// Runs the agent until it is told to end. What it enforces stays enforced.
 ///
@@ -48,10 +50,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     .context("cannot open the datapath")?;
     let frozen = datapath.frozen().to_owned();
     tracing::info!(endpoints = restored.len(), "datapath loaded");
+    let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
     let options = engine::Options {
         node_name: settings.node_name.clone(),
         add_timeout: settings.add_timeout,
         restored,
+        wanted: matches!(settings.source, Source::Cluster(_)).then_some(wanted),
     };
     let (engine, handle, published) = Engine::new(datapath, Compiler::new(settings.limits), options);
     let (ended, mut engine_ended) = tokio::sync::oneshot::channel::<()>();
@@ -64,6 +68,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (readiness, ready) = channel::channel(Readiness { waiting_for, ..Readiness::default() });
     let service =
         Service { engine: handle.clone(), node: settings.node_name.as_str().into(), readiness: ready };
+    let service_for_reports = service.clone();
     let socket = settings.run.socket();
     let listener =
         api::listen_unix(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -72,14 +77,27 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     if let Some(address) = settings.http_listen.clone() {
         tokio::spawn(api::serve_probes(address, api::probes(service)));
     }
-    let source = handle.clone();
-    let directory = Directory::new(&settings.manifests);
-    let watching = tokio::spawn(watch(directory, move |event| {
-        source.tell(match event {
+    let to_engine = handle.clone();
+    let tell = move |event| {
+        to_engine.tell(match event {
             Event::Batch(batch) => Message::Batch(batch),
             Event::Synced => Message::Synced,
         })
-    }));
+    };
+    let watching = match &settings.source {
+        Source::Manifests(folder) => tokio::spawn(watch(Directory::new(folder), tell)),
+        Source::Cluster(access) => {
+            let cluster = fairlead_cluster::Source::new(access.clone(), asked, settings.add_timeout).await?;
+            tokio::spawn(async move {
+                cluster.run(tell).await;
+                Ok(())
+            })
+        }
+    };
+    if let Source::Cluster(access) = &settings.source {
+        let reporter = Reporter::new(access.clone(), &settings.node_name);
+        tokio::spawn(report::run(reporter, settings.remove_taint, service_for_reports));
+    }
     let network = Network::new(settings, frozen, handle.clone(), published, readiness)?;
     let network = tokio::spawn(network.run());
 
@@ -88,7 +106,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = interrupt.recv() => Ok(()),
         _ = &mut engine_ended => Err(anyhow::anyhow!("the engine has ended")),
         result = serving => broken("the agent's socket", result),
-        result = watching => broken("watching manifests", result),
+        result = watching => broken("watching the state of the world", result),
         result = network => broken("the node's network", result),
     };
     handle.tell(Message::Stop);

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
@@ -24,6 +25,9 @@ use crate::metrics;
 
 /// Longest request body, in bytes.
 const LONGEST_REQUEST: usize = 1 << 20;
+/// Time within which the engine answers unless it is stuck. Its longest step, at 150 000 pods, takes a
+/// fraction of this.
+const STUCK: Duration = Duration::from_secs(5);
 
 /// Whether the agent is ready, and what it knows besides the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -154,9 +158,14 @@ async fn ready(State(service): State<Service>) -> Result<Json<Value>, Failure> {
 }
 
 async fn health(State(service): State<Service>) -> Result<&'static str, Failure> {
-    // The engine answers: it is not stuck.
-    service.engine.ask(Message::Snapshot).await?;
-    Ok("ok\n")
+    // The engine answers in time: it is not stuck.
+    match tokio::time::timeout(STUCK, service.engine.ask(Message::Snapshot)).await {
+        Ok(answer) => answer.map(|_| "ok\n").map_err(Failure::from),
+        Err(_) => {
+            let message = format!("the engine has not answered for {} s", STUCK.as_secs());
+            Err(ApiError { code: ErrorCode::Internal, message }.into())
+        }
+    }
 }
 
 async fn metrics(State(service): State<Service>) -> Result<Response, Failure> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use fairlead_api::{BPFFS, CNI_CONF_DIR, RUN_DIR, RunDir};
+use fairlead_cluster::Access;
 use fairlead_common::maps::DEFAULT_MARK_MASK;
 use fairlead_policy::compiler::Limits;
 use ipnetwork::IpNetwork;
@@ -26,9 +27,17 @@ pub struct Flags {
 #[derive(Clone, Debug, Default, Deserialize, Parser)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Values {
-    /// Directory of Kubernetes manifests to take the state of the world from.
+    /// File that says how to reach the API server, the state of the world [default: as a pod of the
+    /// cluster would].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Directory of Kubernetes manifests to take the state of the world from, instead of an API server.
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// Whether the taint fairlead.dev/agent-not-ready is taken from this node when the agent is ready
+    /// [default: false].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub remove_taint: Option<bool>,
     /// Name of this node [default: hostname].
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
@@ -93,11 +102,22 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where the state of the world comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// An API server.
+    Cluster(Access),
+}
+
 /// Settings with their defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
+    /// Where the state of the world comes from.
+    pub source: Source,
+    /// Whether a ready node loses its taint.
+    pub remove_taint: bool,
     /// Name of this node.
     pub node_name: String,
     /// Run directory.
@@ -147,10 +167,13 @@ pub enum SettingsError {
     },
     /// No source.
     #[error(
-        "nothing says where the state of the world is to come from: give --manifests DIR \
-         (the API server as a source, --kubeconfig and in-cluster, is not in this version yet)"
+        "nothing says where the state of the world is to come from: give --kubeconfig FILE or \
+         --manifests DIR, or run as a pod of a cluster"
     )]
     NoSource,
+    /// Two sources.
+    #[error("--kubeconfig and --manifests are two sources of the state of the world: give one")]
+    TwoSources,
 }
 
 impl Values {
@@ -171,7 +194,9 @@ impl Values {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self {
+            kubeconfig: self.kubeconfig.or(other.kubeconfig),
             manifests: self.manifests.or(other.manifests),
+            remove_taint: self.remove_taint.or(other.remove_taint),
             node_name: self.node_name.or(other.node_name),
             run_dir: self.run_dir.or(other.run_dir),
             bpffs: self.bpffs.or(other.bpffs),
@@ -198,7 +223,13 @@ impl Values {
     /// The first value that cannot be used.
     pub fn settle(self) -> Result<Settings, SettingsError> {
         let value = |setting, message| SettingsError::Value { setting, message };
-        let manifests = self.manifests.ok_or(SettingsError::NoSource)?;
+        let source = match (self.kubeconfig, self.manifests) {
+            (Some(_), Some(_)) => return Err(SettingsError::TwoSources),
+            (Some(file), None) => Source::Cluster(Access::Kubeconfig(file)),
+            (None, Some(folder)) => Source::Manifests(folder),
+            (None, None) if Access::is_in_cluster() => Source::Cluster(Access::InCluster),
+            (None, None) => return Err(SettingsError::NoSource),
+        };
         let node_name = match self.node_name.filter(|name| !name.is_empty()) {
             Some(name) => name,
             None => std::fs::read_to_string("/proc/sys/kernel/hostname")
@@ -233,7 +264,8 @@ impl Values {
         };
         let http_listen = self.http_listen.unwrap_or_else(|| ":9470".to_owned());
         Ok(Settings {
-            manifests,
+            source,
+            remove_taint: self.remove_taint.unwrap_or(false),
             node_name,
             run: RunDir(self.run_dir.unwrap_or_else(|| RUN_DIR.into())),
             bpffs: self.bpffs.unwrap_or_else(|| BPFFS.into()),
@@ -325,6 +357,10 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_named() {
         assert_eq!(flags(&[]).settle(), Err(SettingsError::NoSource));
+        let both = flags(&["--manifests", "/m", "--kubeconfig", "/k"]);
+        assert_eq!(both.settle(), Err(SettingsError::TwoSources));
+        let cluster = flags(&["--kubeconfig", "/k", "--node-name", "n"]).settle().unwrap().source;
+        assert_eq!(cluster, Source::Cluster(Access::Kubeconfig("/k".into())));
         for (words, flag) in [
             (&["--mark-mask", "0xff"][..], "--mark-mask"),
             (&["--mark-mask", "0xffff"], "--mark-mask"),
@@ -347,5 +383,28 @@ mod tests {
         let error = Values::read(&file).unwrap_err().to_string();
         assert!(error.contains("fast-path"), "{error}");
         assert_eq!(flags(&["--manifests", "/m", "--http-listen", ""]).settle().unwrap().http_listen, None);
+    }
+
+    #[test]
+    fn the_manifest_names_every_setting_with_its_default() {
+        use clap::CommandFactory as _;
+        let manifest = include_str!("../../manifests/fairlead.yaml");
+        let text = manifest.split_once("fairlead.yaml: |\n").unwrap().1.split_once("\n---").unwrap().0;
+        let camel = |flag: &str| {
+            let mut words = flag.split('-');
+            let first = words.next().unwrap().to_owned();
+            words.fold(first, |all, word| all + &word[..1].to_uppercase() + &word[1..])
+        };
+        let command = Flags::command();
+        let flags = command.get_arguments().filter_map(clap::Arg::get_long);
+        for flag in flags.filter(|f| !matches!(*f, "config" | "help" | "version")) {
+            let key = camel(flag);
+            let names = |line: &str| line.trim_start_matches([' ', '#']).starts_with(&format!("{key}:"));
+            assert!(text.lines().any(names), "{key} is missing in the ConfigMap");
+        }
+        let defaults =
+            Values { node_name: Some("n".into()), manifests: Some("/m".into()), ..Values::default() };
+        let file: Values = serde_yaml_ng::from_str(text).unwrap();
+        assert_eq!(defaults.clone().or(file).settle(), defaults.settle());
     }
 }

@@ -3,16 +3,19 @@
 mod print;
 
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use fairlead_api::client::{Client, ClientError};
 use fairlead_api::status::{Explanation, Status};
-use fairlead_api::{EndpointStatus, RUN_DIR, RunDir};
+use fairlead_api::{BPFFS, CNI_CONF_DIR, EndpointStatus, RUN_DIR, RunDir};
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::host::uninstall::{self, Places};
+use crate::host::{bpffs, install};
 use print::Style;
 
 /// Looks at the agent of this node.
@@ -59,6 +62,37 @@ pub enum Command {
         #[arg(long)]
         port: String,
     },
+    /// Put the CNI plugin where the container runtime looks for it.
+    Install {
+        /// Where to.
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        to: PathBuf,
+        /// Where it lies [default: beside this executable].
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+    },
+    /// Take away everything that Fairlead has made on this node. No agent may run. Exit code 1 where
+    /// something is left.
+    Uninstall {
+        /// Look once more, and list what is left.
+        #[arg(long)]
+        verify: bool,
+        /// Directory in a BPF file system.
+        #[arg(long, value_name = "DIR", default_value = BPFFS)]
+        bpffs: PathBuf,
+        /// Directory of CNI configurations.
+        #[arg(long, value_name = "DIR", default_value = CNI_CONF_DIR)]
+        cni_conf_dir: PathBuf,
+        /// Directory of CNI plugins.
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        cni_bin_dir: PathBuf,
+    },
+    /// Mount the BPF file system, unless it is mounted.
+    MountBpffs {
+        /// Where.
+        #[arg(value_name = "DIR", default_value = "/sys/fs/bpf")]
+        folder: PathBuf,
+    },
 }
 
 /// Runs a command; the result is the exit code: 0 as asked, 1 the answer is no.
@@ -87,6 +121,37 @@ pub fn run(cli: &Cli, out: &mut impl Write, colour: bool) -> anyhow::Result<u8> 
                 Output::Text => print::endpoints(out, &Vec::<EndpointStatus>::deserialize(&value)?),
             };
             (0, printed)
+        }
+        Command::Install { to, from } => {
+            let beside = std::env::current_exe()?;
+            let from = from.as_deref().or(beside.parent()).unwrap_or(Path::new("/"));
+            let changed = install::install(from, to).with_context(|| {
+                format!("cannot install {} from {} to {}", install::PLUGIN, from.display(), to.display())
+            })?;
+            let value = json!({"installed": to.join(install::PLUGIN), "changed": changed});
+            (0, done(out, cli.output, &value, if changed { "installed" } else { "is there already" }))
+        }
+        Command::Uninstall { verify, bpffs, cni_conf_dir, cni_bin_dir } => {
+            let places = Places {
+                run: RunDir(cli.run_dir.clone()),
+                bpffs: bpffs.clone(),
+                cni_conf_dir: cni_conf_dir.clone(),
+                cni_bin_dir: cni_bin_dir.clone(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let report = runtime.block_on(uninstall::uninstall(&places, *verify))?;
+            let clean = report.problems.is_empty() && report.left.is_empty();
+            let printed = match cli.output {
+                Output::Json => json(out, &serde_json::to_value(&report)?),
+                Output::Text => print::uninstalled(out, &report, *verify),
+            };
+            (u8::from(!clean), printed)
+        }
+        Command::MountBpffs { folder } => {
+            let changed = bpffs::mount_bpffs(folder)
+                .with_context(|| format!("cannot mount the BPF file system at {}", folder.display()))?;
+            let value = json!({"mounted": folder, "changed": changed});
+            (0, done(out, cli.output, &value, if changed { "mounted" } else { "is mounted already" }))
         }
         Command::Explain { from, to, port } => {
             // Checked here too, so that nothing odd stands in the path.
@@ -118,6 +183,14 @@ fn advise(e: ClientError, cli: &Cli) -> anyhow::Error {
         format!("Is fairlead-agent running on this node, and is {} its --run-dir?", cli.run_dir.display())
     };
     anyhow::anyhow!("{e}\n{advice}")
+}
+
+/// Says what was done.
+fn done(out: &mut impl Write, output: Output, value: &Value, text: &str) -> io::Result<()> {
+    match output {
+        Output::Json => json(out, value),
+        Output::Text => writeln!(out, "{text}"),
+    }
 }
 
 fn json(out: &mut impl Write, value: &Value) -> io::Result<()> {

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use fairlead_api::status::{DirectionExplanation, Explanation, Status, Verdict};
 use fairlead_api::{DirectionCounters, EndpointStatus};
 
+use crate::host::uninstall::Report;
+
 /// How to print.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
@@ -196,5 +198,23 @@ fn explain_direction(
             }
             Ok(())
         }
+    }
+}
+
+/// What an uninstall did.
+pub(super) fn uninstalled(out: &mut impl Write, report: &Report, verified: bool) -> io::Result<()> {
+    for trace in &report.found {
+        writeln!(out, "found     {trace}")?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "PROBLEM   {problem}")?;
+    }
+    for trace in &report.left {
+        writeln!(out, "LEFT      {trace}")?;
+    }
+    match (verified, report.left.len()) {
+        (false, _) => writeln!(out, "removed {}; --verify would look again", report.found.len()),
+        (true, 0) => writeln!(out, "removed {}; nothing of Fairlead's is left", report.found.len()),
+        (true, left) => writeln!(out, "removed {}; {left} are left", report.found.len().saturating_sub(left)),
     }
 }

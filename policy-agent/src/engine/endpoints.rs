@@ -26,6 +26,8 @@ pub(super) struct Local {
 pub(super) struct Waiting {
     pub(super) attachment: Attachment,
     pub(super) deadline: Instant,
+    /// The source was asked for its pod.
+    asked: bool,
     reply: PutReply,
 }
 
@@ -114,7 +116,7 @@ impl<E: Enforcer> Engine<E> {
         self.waiting
             .retain(|w| !same_attachment(&w.attachment, &attachment.container_id, &attachment.ifname));
         let deadline = Instant::now() + self.options.add_timeout;
-        self.waiting.push(Waiting { attachment, deadline, reply });
+        self.waiting.push(Waiting { attachment, deadline, asked: false, reply });
     }
 
     pub(super) fn delete(&mut self, container_id: &str, ifname: &str) {
@@ -191,8 +193,15 @@ impl<E: Enforcer> Engine<E> {
 
     /// Registers those endpoints whose pods are known by now.
     pub(super) fn admit(&mut self) {
-        for waiting in std::mem::take(&mut self.waiting) {
+        for mut waiting in std::mem::take(&mut self.waiting) {
             if self.missing(&waiting.attachment).is_some() {
+                if let (false, Some(wanted), Some(pod)) =
+                    (waiting.asked, &self.options.wanted, &waiting.attachment.pod)
+                {
+                    // Where nobody listens the source has ended, and the agent with it.
+                    let _ = wanted.send(key(pod));
+                    waiting.asked = true;
+                }
                 self.waiting.push(waiting);
                 continue;
             }
@@ -415,6 +424,7 @@ mod tests {
             node_name: "a".to_owned(),
             add_timeout: Duration::from_secs(1),
             restored: (2..5).map(attachment).collect(),
+            wanted: None,
         };
         // 2 is in the list, 3 came after it was made, 4 is gone.
         let kernel = Kernel(BTreeSet::from([0x10002, 0x10003]));

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fairlead_api::status::Problem;
 use fairlead_index::{Effect, Index, Object};
 use fairlead_policy::compiler::Compiler;
-use fairlead_policy::model::Node;
+use fairlead_policy::model::{Node, ObjectKey};
 use fairlead_policy::tables::{Delta, Slot};
 use tokio::sync::watch;
 
@@ -53,6 +53,8 @@ pub struct Options {
     pub add_timeout: Duration,
     /// Attachments that were there at the start, with their interfaces.
     pub restored: Vec<fairlead_api::Attachment>,
+    /// Who is told of pods that a PUT waits for, where the source can be asked for one.
+    pub wanted: Option<tokio::sync::mpsc::UnboundedSender<ObjectKey>>,
 }
 
 /// The engine.

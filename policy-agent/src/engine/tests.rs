@@ -12,6 +12,7 @@ use fairlead_policy::compiler::{Compiler, Limits};
 use fairlead_policy::model::ObjectKey;
 use fairlead_policy::tables::{Delta, Slot};
 use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 use super::{Engine, EngineHandle, Message, Options, Published, Snapshot};
@@ -142,6 +143,7 @@ pub(crate) struct Running {
     pub(crate) handle: EngineHandle,
     published: watch::Receiver<Published>,
     world: Arc<Mutex<World>>,
+    asked: UnboundedReceiver<ObjectKey>,
 }
 
 impl Running {
@@ -152,10 +154,11 @@ impl Running {
     fn within(limits: Limits, add_timeout: Duration, restored: Vec<Attachment>) -> Self {
         let fake = Fake::default();
         let world = fake.world.clone();
-        let options = Options { node_name: "n1".to_owned(), add_timeout, restored };
+        let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
+        let options = Options { node_name: "n1".to_owned(), add_timeout, restored, wanted: Some(wanted) };
         let (engine, handle, published) = Engine::new(fake, Compiler::new(limits), options);
         std::thread::spawn(move || engine.run());
-        Self { handle, published, world }
+        Self { handle, published, world, asked }
     }
 
     /// One that knows a node, two namespaces and the pod `shop/web`.
@@ -311,6 +314,21 @@ async fn a_pod_that_does_not_come_is_try_again_and_leaves_nothing() {
     let engine = Running::start(SHORT, Vec::new());
     let error = engine.put(attachment(5, None)).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::TryAgain);
+}
+
+#[tokio::test]
+async fn the_source_is_asked_once_for_a_pod_that_is_not_known() {
+    let mut engine = Running::ready(LONG).await;
+    engine.put(attachment(5, Some(("web", "u1")))).await.unwrap();
+    let handle = engine.handle.clone();
+    let late = attachment(6, Some(("late", "u2")));
+    let put =
+        tokio::spawn(async move { handle.ask(|reply| Message::Put(Box::new(late), reply)).await.unwrap() });
+    assert_eq!(engine.asked.recv().await, Some(ObjectKey::new("shop", "late")));
+    engine.batch(&[pod("other", "")]);
+    engine.batch(&[pod("late", "u2")]);
+    assert!(put.await.unwrap().unwrap().unlocked);
+    assert!(engine.asked.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -22,6 +22,14 @@ use crate::settings::Settings;
 
 use links::{Interface, Interfaces, Notice};
 
+pub(crate) use routes::PROTOCOL;
+pub(crate) use sysctl::put_back;
+
+/// Where the settings of the kernel that were changed are recorded.
+pub(crate) fn sysctl_journal(run: &fairlead_api::RunDir) -> std::path::PathBuf {
+    run.path().join("sysctls.json")
+}
+
 /// Changes within this time belong together.
 const QUIET: Duration = Duration::from_millis(20);
 /// What foreign hands have changed is put right after this time at the latest.
@@ -227,7 +235,8 @@ impl Network {
             // Without its programs nothing of a pod leaves there, see the table.
             now.problems.extend(self.attach(exit).await.err());
         }
-        now.problems.extend(sysctl::set(&uplink.name, node.pod_cidrs.iter().any(|c| c.is_ipv6())));
+        let journal = sysctl_journal(&self.settings.run);
+        now.problems.extend(sysctl::set(&uplink.name, node.pod_cidrs.iter().any(|c| c.is_ipv6()), &journal));
         let (wanted, problems) = plan::wanted(name, &published.nodes, uplink.index);
         now.problems.extend(problems);
         now.problems.extend(routes::reconcile(&self.routes, &wanted).await);

@@ -13,7 +13,7 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::plan::{LAST_METRIC, METRIC, Route, Way};
 
 /// Marks routes as Fairlead's; `rtnetlink(7)`, values from 5 up are for applications.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(70);
+pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(70);
 
 /// What a family's kernel table tells routes apart by.
 type Place = (IpNetwork, u32);

@@ -1,12 +1,26 @@
 //! Kernel settings of this network namespace.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 /// Settings under a directory like `/proc/sys/net`.
 struct Settings {
     root: PathBuf,
     problems: Vec<String>,
+    changed: BTreeMap<String, Changed>,
+}
+
+/// A setting that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    /// What it was before the first change.
+    was: String,
+    /// What it was changed to.
+    set: String,
 }
 
 impl Settings {
@@ -22,7 +36,11 @@ impl Settings {
             return;
         }
         match fs::write(self.root.join(name), value) {
-            Ok(()) => tracing::info!("sysctl net/{name} was {there:?} and is {value} now"),
+            Ok(()) => {
+                tracing::info!("sysctl net/{name} was {there:?} and is {value} now");
+                let changed = Changed { was: there, set: value.to_owned() };
+                self.changed.insert(name.to_owned(), changed);
+            }
             Err(e) => self
                 .problems
                 .push(format!("sysctl net/{name} is {there:?} and cannot be set to {value}: {e}")),
@@ -30,13 +48,20 @@ impl Settings {
     }
 }
 
-/// Sets what routing pods needs; returns what could not be set.
-pub(super) fn set(uplink: &str, ipv6: bool) -> Vec<String> {
-    set_in(Path::new("/proc/sys/net"), uplink, ipv6)
+/// Sets what routing pods needs, and records what was changed in `journal`; returns what could not be
+/// set.
+pub(super) fn set(uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> {
+    set_in(&root(), uplink, ipv6, journal)
 }
 
-fn set_in(root: &Path, uplink: &str, ipv6: bool) -> Vec<String> {
-    let mut settings = Settings { root: root.to_owned(), problems: Vec::new() };
+/// In a container its own /proc/sys cannot be written to; the host's is mounted elsewhere.
+fn root() -> PathBuf {
+    let hosts = Path::new("/host/proc/sys/net");
+    if hosts.exists() { hosts } else { Path::new("/proc/sys/net") }.to_owned()
+}
+
+fn set_in(root: &Path, uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> {
+    let mut settings = Settings { root: root.to_owned(), problems: Vec::new(), changed: BTreeMap::new() };
     settings.ensure("ipv4/ip_forward", &["1"], "1");
     // Loose (2, RFC 3704 section 2.4) in place of strict (1), because a pod's answer may leave by
     // another way than its question came. Not off (0), which somebody else may have chosen and may
@@ -53,7 +78,50 @@ fn set_in(root: &Path, uplink: &str, ipv6: bool) -> Vec<String> {
         }
         settings.ensure("ipv6/conf/all/forwarding", &["1"], "1");
     }
+    if let Err(e) = record(journal, settings.changed) {
+        let message = format!("{}: {e}: an uninstall will not put sysctls back", journal.display());
+        settings.problems.push(message);
+    }
     settings.problems
+}
+
+/// Adds to what was recorded; what a setting was before the first change stays.
+fn record(journal: &Path, changed: BTreeMap<String, Changed>) -> io::Result<()> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let mut all = recorded(journal);
+    for (name, Changed { was, set }) in changed {
+        let was = all.remove(&name).map_or(was, |before| before.was);
+        all.insert(name, Changed { was, set });
+    }
+    fs::write(journal, serde_json::to_vec_pretty(&all)?)
+}
+
+/// What was recorded; like the settings themselves, it does not outlast a reboot.
+pub(crate) fn recorded(journal: &Path) -> BTreeMap<String, Changed> {
+    let text = fs::read(journal).unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Puts back what was changed and is still as it was changed to; returns what could not be put back.
+pub(crate) fn put_back(journal: &Path) -> Vec<String> {
+    put_back_in(&root(), journal)
+}
+
+fn put_back_in(root: &Path, journal: &Path) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (name, Changed { was, set }) in recorded(journal) {
+        let path = root.join(&name);
+        // Gone with its interface, or somebody else's by now.
+        if !fs::read_to_string(&path).is_ok_and(|now| now.trim() == set) {
+            continue;
+        }
+        if let Err(e) = fs::write(&path, &was) {
+            problems.push(format!("sysctl net/{name} is {set:?} and cannot be put back to {was:?}: {e}"));
+        }
+    }
+    problems
 }
 
 #[cfg(test)]
@@ -89,10 +157,15 @@ mod tests {
             ("ipv6/conf/all/forwarding", "0"),
         ];
         let root = there(&strict);
-        assert_eq!(set_in(root.path(), "eth0.5", false), Vec::<String>::new());
+        assert_eq!(set_in(root.path(), "eth0.5", false, &root.path().join("journal")), Vec::<String>::new());
         assert_eq!(now(&root, &strict), ["1", "2", "2", "0", "1", "1", "0"]);
-        assert_eq!(set_in(root.path(), "eth0.5", true), Vec::<String>::new());
+        assert_eq!(set_in(root.path(), "eth0.5", true, &root.path().join("journal")), Vec::<String>::new());
         assert_eq!(now(&root, &strict), ["1", "2", "2", "0", "1", "2", "1"]);
+
+        // What it was at first comes back, but for what somebody else has changed since.
+        fs::write(root.path().join("ipv4/conf/all/rp_filter"), "0").unwrap();
+        assert_eq!(put_back_in(root.path(), &root.path().join("journal")), Vec::<String>::new());
+        assert_eq!(now(&root, &strict), ["0", "0", "1", "0", "1", "1", "0"]);
 
         let off = [
             ("ipv4/ip_forward", "1"),
@@ -103,7 +176,7 @@ mod tests {
             ("ipv6/conf/all/forwarding", "1"),
         ];
         let root = there(&off);
-        assert_eq!(set_in(root.path(), "eth0", true), Vec::<String>::new());
+        assert_eq!(set_in(root.path(), "eth0", true, &root.path().join("journal")), Vec::<String>::new());
         assert_eq!(now(&root, &off), ["1", "0", "2", "2", "0", "1"]);
     }
 
@@ -114,7 +187,7 @@ mod tests {
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "0"),
         ]);
-        let problems = set_in(root.path(), "eth0", false);
+        let problems = set_in(root.path(), "eth0", false, &root.path().join("journal"));
         assert_eq!(problems.len(), 1);
         assert!(
             problems[0].starts_with("sysctl net/ipv4/conf/eth0/rp_filter is \"\" and cannot be set to 2: "),
@@ -141,7 +214,9 @@ mod tests {
             for (name, before, _) in values {
                 fs::write(root.join(name), before).unwrap();
             }
-            assert_eq!(set("up.5", true), Vec::<String>::new());
+            let folder = tempfile::tempdir().unwrap();
+            let journal = folder.path().join("journal");
+            assert_eq!(set("up.5", true, &journal), Vec::<String>::new());
             for (name, _, after) in values {
                 assert_eq!(fs::read_to_string(root.join(name)).unwrap().trim(), after, "{name}");
             }
