@@ -43,6 +43,15 @@ impl Folders {
     }
 }
 
+/// Where an agent takes the state of the world from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A folder of manifests.
+    Manifests(&'a Path),
+    /// An API server.
+    Kubeconfig(&'a Path),
+}
+
 /// A running agent; killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
@@ -57,7 +66,7 @@ impl Agent {
     /// When it cannot be started.
     pub async fn spawn(
         node: &Namespace,
-        manifests: &Path,
+        source: Source<'_>,
         folders: &Folders,
         flags: &[String],
     ) -> Result<Self> {
@@ -71,9 +80,11 @@ impl Agent {
             .with_context(|| format!("cannot open {}", folders.log.display()))?;
         let executable = crate::dist().join("fairlead-agent");
         let mut command = Command::new(&executable);
+        match source {
+            Source::Manifests(folder) => command.arg("--manifests").arg(folder),
+            Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+        };
         command
-            .arg("--manifests")
-            .arg(manifests)
             .arg("--run-dir")
             .arg(folders.run.path())
             .args(["--bpffs", BPFFS, "--node-name", node.name()])

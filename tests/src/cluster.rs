@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::agent::{self, Agent, Folders};
+use crate::agent::{self, Agent, Folders, Source};
 use crate::fabric;
 use crate::namespace::{Namespace, sysctl};
 use crate::probe::Listener;
@@ -46,7 +46,8 @@ pub struct Node {
 impl Node {
     async fn spawn_agent(&mut self, world: &World, flags: &[String]) -> Result<()> {
         self.agent = None;
-        self.agent = Some(Agent::spawn(&self.namespace, world.path(), &self.folders, flags).await?);
+        self.agent =
+            Some(Agent::spawn(&self.namespace, Source::Manifests(world.path()), &self.folders, flags).await?);
         Ok(())
     }
 

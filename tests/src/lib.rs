@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod control_plane;
 pub mod fabric;
 pub mod http;
 pub mod namespace;

@@ -9,7 +9,7 @@ use clap::Args;
 use crate::{bpf_toolchain, process, setup, workspace};
 
 /// What is built for people and nodes.
-const EXECUTABLES: [&str; 3] = ["fairlead-cni", "fairlead-agent", "fairlead"];
+pub(crate) const EXECUTABLES: [&str; 3] = ["fairlead-cni", "fairlead-agent", "fairlead"];
 /// Crates with those executables.
 const PACKAGES: [&str; 2] = ["fairlead-cni", "fairlead-agent"];
 /// Name of the "executable" of crate fairlead-ebpf, which is the object.

@@ -8,6 +8,8 @@ mod bpf_toolchain;
 mod build;
 mod demo;
 mod doctor;
+mod image;
+mod kubernetes;
 mod process;
 mod setup;
 mod test;
@@ -33,6 +35,10 @@ enum Command {
     Doctor,
     /// Build the eBPF object and the static executables into target/dist.
     Build(build::Options),
+    /// The executables as an OCI image in target/image, made without a container engine.
+    Image(image::Options),
+    /// Build etcd and kube-apiserver, which tests need, into target/kubernetes.
+    Kubernetes,
     /// Format check, lints and all tests. With filters: only the tests whose names contain one of them.
     Test(test::Options),
     /// Two nodes, a real application, its policies: wired, enforced and measured.
@@ -47,6 +53,10 @@ fn main() -> ExitCode {
         Command::Setup => done(setup::run()),
         Command::Doctor => Ok(doctor::run()),
         Command::Build(options) => done(build::run(&options)),
+        Command::Image(options) => done(image::run(&options)),
+        Command::Kubernetes => done(kubernetes::programs(&kubernetes::CONTROL).map(|folder| {
+            println!("kubernetes: {} in {}", kubernetes::CONTROL.programs.join(", "), folder.display());
+        })),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),

@@ -126,7 +126,7 @@ fn install_linker() -> Result<std::path::PathBuf> {
     bpf_toolchain::linker().context("bpf-linker was built but does not run")
 }
 
-fn install_packages(packages: &[&str]) -> Result<()> {
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().copied().filter(|p| !installed(p)).collect();
     if missing.is_empty() {
         return Ok(());

@@ -1,13 +1,14 @@
 //! `cargo xtask test`: format check, lints and every test, summed up in one line.
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::Privilege;
-use crate::{build, process, setup, workspace};
+use crate::{build, kubernetes, process, setup, workspace};
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -39,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     match prepare() {
         Err(error) => tally.step("build", Err(error)),
-        Ok(privilege) => {
+        Ok((privilege, assets)) => {
             if options.filters.is_empty() {
                 tally.step(
                     "lints",
@@ -52,7 +53,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                     ])),
                 );
             }
-            let result = tests(privilege, &options.filters, &mut tally);
+            let result = tests(privilege, &assets, &options.filters, &mut tally);
             if let Err(error) = result {
                 tally.step("tests", Err(error));
             }
@@ -67,19 +68,21 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn prepare() -> Result<Privilege> {
+fn prepare() -> Result<(Privilege, PathBuf)> {
     setup::test_packages()?;
     setup::bpffs()?;
     build::run(&build::Options::default())?;
-    Ok(Privilege::detect())
+    let assets = kubernetes::programs(&kubernetes::CONTROL)?;
+    Ok((Privilege::detect(), assets))
 }
 
 /// Runs the tests of the workspace's default members, as root.
-fn tests(privilege: Privilege, filters: &[String], tally: &mut Tally) -> Result<()> {
+fn tests(privilege: Privilege, assets: &Path, filters: &[String], tally: &mut Tally) -> Result<()> {
     let mut command = build::host_cargo("test");
     command
         .env("FAIRLEAD_REQUIRE_PRIVILEGED", "1")
         .env("FAIRLEAD_DIST", workspace::dist())
+        .env(kubernetes::ASSETS, assets)
         .arg("--no-fail-fast")
         .arg("--")
         .arg("--show-output")
@@ -90,7 +93,8 @@ fn tests(privilege: Privilege, filters: &[String], tally: &mut Tally) -> Result<
         // Built as this user, run as root.
         command.env(
             format!("CARGO_TARGET_{}_RUNNER", host_triple()?.to_uppercase().replace('-', "_")),
-            "sudo --preserve-env=FAIRLEAD_REQUIRE_PRIVILEGED,FAIRLEAD_DIST,CARGO_MANIFEST_DIR,RUST_BACKTRACE",
+            "sudo --preserve-env=FAIRLEAD_REQUIRE_PRIVILEGED,FAIRLEAD_DIST,KUBEBUILDER_ASSETS,CARGO_MANIFEST_DIR,\
+             RUST_BACKTRACE",
         );
     }
     let mut child = command.spawn().context("cannot run cargo test")?;
