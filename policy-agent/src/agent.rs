@@ -54,6 +54,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let options = engine::Options {
         node_name: settings.node_name.clone(),
         add_timeout: settings.add_timeout,
+        fast_path: settings.fast_path,
         restored,
         wanted: matches!(settings.source, Source::Cluster(_)).then_some(wanted),
     };

@@ -79,6 +79,7 @@ fn endpoint(name: &str, number: u32, addresses: &[&str]) -> Value {
         "slot": number,
         "generation": number,
         "unlocked": true,
+        "fastPath": true,
         "ingressIsolated": true,
         "egressIsolated": false,
         "counters": {
@@ -160,6 +161,7 @@ No endpoints.
 fn endpoints_are_a_table() {
     let mut locked = endpoint("late", 11, &["10.0.1.11"]);
     locked["unlocked"] = false.into();
+    locked["fastPath"] = false.into();
     let mut other = endpoint("-", 12, &["10.0.1.12"]);
     other["pod"] = Value::Null;
     other["egressIsolated"] = true.into();
@@ -169,10 +171,10 @@ fn endpoints_are_a_table() {
     assert_eq!(
         text(&output),
         "\
-POD             ADDRESSES  ISOLATED  INTERFACE  SLOT  MAC                MTU   CONTAINER
-shop/web        10.0.1.7   ingress   fl7        7     02:00:00:00:00:02  1450  7123456789ab
-shop/late       10.0.1.11  locked    fl11       11    02:00:00:00:00:02  1450  11123456789a
-(12123456789a)  10.0.1.12  both      fl12       12    02:00:00:00:00:02  1450  12123456789a
+POD             ADDRESSES  ISOLATED  PATH   INTERFACE  SLOT  IN  DROPPED  OUT  DROPPED  CONTAINER
+shop/web        10.0.1.7   ingress   fast   fl7        7     12  3        7    0        7123456789ab
+shop/late       10.0.1.11  locked    stack  fl11       11    12  3        7    0        11123456789a
+(12123456789a)  10.0.1.12  both      fast   fl12       12    12  3        7    0        12123456789a
 "
     );
     assert_eq!(output.status.code(), Some(0));

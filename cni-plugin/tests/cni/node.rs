@@ -379,6 +379,7 @@ fn status(attachment: Attachment) -> EndpointStatus {
         slot: slot_of(attachment.host_ifindex),
         generation: 1,
         unlocked: true,
+        fast_path: true,
         ingress_isolated: false,
         egress_isolated: false,
         counters: EndpointCounters::default(),

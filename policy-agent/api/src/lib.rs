@@ -215,6 +215,9 @@ pub struct EndpointStatus {
     pub generation: u32,
     /// Whether packets pass at all.
     pub unlocked: bool,
+    /// Whether its packets may skip the host's stack.
+    #[serde(default)]
+    pub fast_path: bool,
     /// Whether a policy selects it for ingress.
     pub ingress_isolated: bool,
     /// Whether a policy selects it for egress.

@@ -423,6 +423,7 @@ mod tests {
         let options = Options {
             node_name: "a".to_owned(),
             add_timeout: Duration::from_secs(1),
+            fast_path: true,
             restored: (2..5).map(attachment).collect(),
             wanted: None,
         };

@@ -51,6 +51,8 @@ pub struct Options {
     pub node_name: String,
     /// How long a PUT waits for its pod.
     pub add_timeout: Duration,
+    /// Whether packets may skip the host's stack.
+    pub fast_path: bool,
     /// Attachments that were there at the start, with their interfaces.
     pub restored: Vec<fairlead_api::Attachment>,
     /// Who is told of pods that a PUT waits for, where the source can be asked for one.

@@ -25,6 +25,7 @@ impl<E: Enforcer> Engine<E> {
             slot: slot.into(),
             generation: local.generation,
             unlocked: local.unlocked,
+            fast_path: self.options.fast_path && !local.attachment.shaped,
             ingress_isolated: isolation.ingress || unknown,
             egress_isolated: isolation.egress || unknown,
             counters: EndpointCounters::default(),
