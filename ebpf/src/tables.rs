@@ -9,8 +9,9 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, Banked, DropKey, Endpoint, EventLimit, Flow, FlowKey, FragmentKey, FragmentPorts, NODE_NONE,
-    PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, Side, State,
+    AddressInfo, Banked, DropKey, Endpoint, EventLimit, EventLosses, Flow, FlowKey, FragmentKey,
+    FragmentPorts, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey,
+    SLOTS, Side, State,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -85,6 +86,8 @@ static PASSED: PerCpuArray<Passed> = PerCpuArray::with_max_entries(SLOTS * 2, 0)
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map(name = "event_limits")]
 static EVENT_LIMITS: Array<Shared<Cell<EventLimit>>> = Array::with_max_entries(SLOTS, 0);
+#[map(name = "event_losses")]
+static EVENT_LOSSES: PerCpuArray<EventLosses> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 /// The node's state, read once per packet: its generation word decides which bank all look-ups use.
 #[inline(always)]
@@ -137,6 +140,21 @@ pub(crate) fn count_passed(slot: u32, direction: u16, bytes: u32) {
 #[inline(always)]
 pub(crate) fn event_limit(slot: u32) -> Option<&'static Cell<EventLimit>> {
     EVENT_LIMITS.get(slot).map(|limit| &limit.0)
+}
+
+/// Counts a drop that has no event.
+#[inline(always)]
+pub(crate) fn count_lost(slot: u32, full: bool) {
+    if let Some(losses) = EVENT_LOSSES.get_ptr_mut(slot) {
+        // SAFETY: the value is this CPU's own.
+        unsafe {
+            if full {
+                (*losses).full += 1;
+            } else {
+                (*losses).limited += 1;
+            }
+        }
+    }
 }
 
 /// Time in ticks of 2^30 ns.

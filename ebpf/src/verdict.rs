@@ -11,7 +11,7 @@ use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{Dropped, Tables, Verdict};
 
 use crate::packet::Skb;
-use crate::tables::{EVENTS, Maps, count_drop, count_passed, event_limit, now};
+use crate::tables::{EVENTS, Maps, count_drop, count_lost, count_passed, event_limit, now};
 
 /// Which pod's counter a passing packet belongs to.
 #[derive(Clone, Copy)]
@@ -110,7 +110,8 @@ fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Op
     let key =
         DropKey { ifindex: dropped.ifindex, direction: dropped.direction, reason: dropped.reason as u16 };
     count_drop(&key);
-    let Some(limit) = event_limit(slot_of(dropped.ifindex)) else {
+    let slot = slot_of(dropped.ifindex);
+    let Some(limit) = event_limit(slot) else {
         return TC_ACT_SHOT;
     };
     let EventLimit { tick, mut written, lost, .. } = limit.get();
@@ -119,10 +120,12 @@ fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Op
         written = 0;
     }
     if written >= EVENTS_PER_TICK {
+        count_lost(slot, false);
         limit.set(EventLimit { tick: tick_now, written, lost: lost.wrapping_add(1), reserved: 0 });
         return TC_ACT_SHOT;
     }
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
+        count_lost(slot, true);
         limit.set(EventLimit { tick: tick_now, written, lost: lost.wrapping_add(1), reserved: 0 });
         return TC_ACT_SHOT;
     };

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 
 use crate::api::{self, Readiness, Service};
+use crate::drops;
 use crate::engine::{self, Engine, Message};
 use crate::lock::lock;
 use crate::network::Network;
@@ -41,13 +42,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     tracing::info!(node = settings.node_name, version = env!("CARGO_PKG_VERSION"), "in charge");
     let restored = restored(&settings)?;
-    let datapath = Datapath::open(&fairlead_datapath::Options {
+    let mut datapath = Datapath::open(&fairlead_datapath::Options {
         fast_path: settings.fast_path,
         mark_mask: settings.mark_mask,
         capacities: Capacities::from(&settings.limits),
         ..fairlead_datapath::Options::new(&settings.bpffs)
     })
     .context("cannot open the datapath")?;
+    let drops = drops::Log::new(Some(datapath.event_losses()?));
+    let events = datapath.take_events()?.context("the datapath has no events")?;
     let frozen = datapath.frozen().to_owned();
     tracing::info!(endpoints = restored.len(), "datapath loaded");
     let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
@@ -67,8 +70,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let waiting_for = Some("starting".to_owned());
     let (readiness, ready) = channel::channel(Readiness { waiting_for, ..Readiness::default() });
-    let service =
-        Service { engine: handle.clone(), node: settings.node_name.as_str().into(), readiness: ready };
+    let service = Service {
+        engine: handle.clone(),
+        node: settings.node_name.as_str().into(),
+        readiness: ready,
+        drops: drops.clone(),
+    };
     let service_for_reports = service.clone();
     let socket = settings.run.socket();
     let listener =
@@ -99,6 +106,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         let reporter = Reporter::new(access.clone(), &settings.node_name);
         tokio::spawn(report::run(reporter, settings.remove_taint, service_for_reports));
     }
+    let reading = tokio::spawn(drops::read(events, handle.clone(), published.clone(), drops));
     let network = Network::new(settings, frozen, handle.clone(), published, readiness)?;
     let network = tokio::spawn(network.run());
 
@@ -108,6 +116,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         _ = &mut engine_ended => Err(anyhow::anyhow!("the engine has ended")),
         result = serving => broken("the agent's socket", result),
         result = watching => broken("watching the state of the world", result),
+        result = reading => broken("reading dropped packets", result),
         result = network => broken("the node's network", result),
     };
     handle.tell(Message::Stop);

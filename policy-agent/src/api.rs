@@ -20,8 +20,13 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
+use crate::drops::Log;
 use crate::engine::{EngineHandle, Message};
 use crate::metrics;
+
+mod drops;
+
+pub use drops::Filter;
 
 /// Longest request body, in bytes.
 const LONGEST_REQUEST: usize = 1 << 20;
@@ -49,6 +54,8 @@ pub struct Service {
     pub node: Arc<str>,
     /// Whether the agent is ready.
     pub readiness: watch::Receiver<Readiness>,
+    /// What was dropped.
+    pub drops: Log,
 }
 
 struct Failure(ApiError);
@@ -84,6 +91,7 @@ pub fn router(service: Service) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/ready", get(ready))
         .route("/v1/explain", get(explain))
+        .route("/v1/drops", get(drops::drops))
         .fallback(async || {
             Failure(ApiError { code: ErrorCode::NotFound, message: "there is no such path".to_owned() })
         })
@@ -170,7 +178,11 @@ async fn health(State(service): State<Service>) -> Result<&'static str, Failure>
 
 async fn metrics(State(service): State<Service>) -> Result<Response, Failure> {
     let snapshot = service.engine.ask(Message::Snapshot).await?;
-    let text = metrics::text(&snapshot, &service.readiness.borrow());
+    let drops = service
+        .drops
+        .counts()
+        .map_err(|e| ApiError { code: ErrorCode::Internal, message: format!("counting lost events: {e}") })?;
+    let text = metrics::text(&snapshot, &service.readiness.borrow(), drops);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 

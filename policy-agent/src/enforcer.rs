@@ -72,6 +72,8 @@ pub trait Enforcer: Send {
     fn activate(&mut self) -> Result<(), EnforcerError>;
     /// Counters by interface index.
     fn counters(&self) -> Result<BTreeMap<u32, EndpointCounters>, EnforcerError>;
+    /// The policy generation in force.
+    fn generation(&self) -> u32;
     /// Folder of the pins that the plugin attaches.
     fn frozen(&self) -> PathBuf;
     /// Whether there is an interface with this index right now.
@@ -147,6 +149,10 @@ impl Enforcer for Datapath {
                 (*ifindex, counters)
             })
             .collect())
+    }
+
+    fn generation(&self) -> u32 {
+        Datapath::generation(self)
     }
 
     fn frozen(&self) -> PathBuf {

@@ -15,6 +15,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod conflist;
+pub mod drops;
 pub mod enforcer;
 pub mod engine;
 pub mod host;

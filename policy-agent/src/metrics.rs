@@ -7,6 +7,7 @@ use fairlead_policy::compiler::Instead;
 use fairlead_policy::oracle::Direction;
 
 use crate::api::Readiness;
+use crate::drops::Counts;
 use crate::engine::Snapshot;
 
 struct Text(String);
@@ -45,7 +46,7 @@ fn directions(counters: &EndpointCounters) -> [(&'static str, &fairlead_api::Dir
 }
 
 /// All metrics.
-pub fn text(snapshot: &Snapshot, readiness: &Readiness) -> String {
+pub fn text(snapshot: &Snapshot, readiness: &Readiness, drops: Counts) -> String {
     let mut text = Text(String::new());
     text.family("build_info", "gauge", "Version of the agent.");
     text.sample("build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -156,6 +157,11 @@ pub fn text(snapshot: &Snapshot, readiness: &Readiness) -> String {
                 text.sample("other_drops_total", &all, *n);
             }
         }
+    }
+    text.single("drop_events_total", "counter", "Dropped packets seen as events.", drops.seen);
+    text.family("drop_events_lost_total", "counter", "Dropped packets that are counted but have no event.");
+    for (cause, n) in [("rate_limit", drops.losses.limited), ("buffer_full", drops.losses.full)] {
+        text.sample("drop_events_lost_total", &[("cause", cause)], n);
     }
     text.0
 }

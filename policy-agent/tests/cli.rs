@@ -23,8 +23,11 @@ fn fairlead(run_dir: &Path, args: &[&str]) -> Output {
 
 /// Answers one request in `run_dir`, and hands back its first line.
 fn agent(run_dir: &Path, status: &'static str, answer: &Value) -> JoinHandle<String> {
+    agent_says(run_dir, status, answer.to_string())
+}
+
+fn agent_says(run_dir: &Path, status: &'static str, body: String) -> JoinHandle<String> {
     let listener = UnixListener::bind(RunDir(run_dir.to_owned()).socket()).unwrap();
-    let body = answer.to_string();
     spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut asked = Vec::new();
@@ -268,6 +271,93 @@ fn an_unknown_pod_is_closed() {
         Some("  ingress  closed: shop/database or its namespace is not known")
     );
     assert_eq!(output.status.code(), Some(1));
+}
+
+fn dropped(policy: Value) -> Value {
+    json!({
+        "time": "2026-11-24T12:00:00.123Z",
+        "reason": "ingress_denied",
+        "direction": "ingress",
+        "ifindex": 65543,
+        "source": {"pod": name("web"), "address": "10.0.1.7", "port": 40000},
+        "destination": {"pod": name("database"), "address": "10.0.1.11", "port": 5432},
+        "protocol": "tcp",
+        "policy": policy,
+        "policyDirection": "ingress",
+    })
+}
+
+/// Answers with lines.
+fn ask_drops(args: &[&str], lines: &[Value]) -> (String, Output) {
+    let run_dir = tempfile::tempdir().unwrap();
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let agent = agent_says(run_dir.path(), "200 OK", lines);
+    let output = fairlead(run_dir.path(), args);
+    (agent.join().unwrap(), output)
+}
+
+#[test]
+fn drops_name_pods_and_the_rule_that_is_missing() {
+    let mut revoked = dropped(denied()["ingress"].clone());
+    revoked["reason"] = "flow_revoked".into();
+    revoked["missed"] = 12.into();
+    revoked["policyChanged"] = true.into();
+    // The reply of the flow: the denied rule is the opener's.
+    let mut closed = denied()["ingress"].clone();
+    closed["peer"] = "fd00::7".into();
+    let reply = json!({
+        "time": "2026-11-24T12:00:00.125Z", "reason": "flow_revoked", "direction": "egress", "ifindex": 1,
+        "source": {"pod": name("database"), "address": "fd00::11", "port": 5432},
+        "destination": {"pod": name("web"), "address": "fd00::7", "port": 40000}, "protocol": "udp",
+        "policy": closed, "policyDirection": "ingress",
+    });
+    let frame = json!({
+        "time": "2026-11-24T12:00:00.126Z", "reason": "ether_type", "direction": "egress", "ifindex": 1,
+        "source": {"pod": name("web")}, "destination": {}, "protocol": "ether 0x88cc",
+    });
+    let ping = json!({
+        "time": "2026-11-24T12:00:00.127Z", "reason": "egress_denied", "direction": "egress", "ifindex": 1,
+        "source": {"pod": name("web"), "address": "10.0.1.7"}, "destination": {"address": "192.0.2.9"},
+        "protocol": "icmp",
+        "policy": {"subject": name("web"), "peer": "192.0.2.9", "verdict": "denied",
+                   "isolatedBy": [name("closed")], "allowedBy": []},
+        "policyDirection": "egress",
+    });
+    let all = [dropped(denied()["ingress"].clone()), revoked, reply, frame, ping, json!({"skipped": 7})];
+    let (asked, output) = ask_drops(&["drops"], &all);
+    assert_eq!(asked, "GET /v1/drops?follow=false HTTP/1.1");
+    assert_eq!(
+        text(&output),
+        "\
+2026-11-24T12:00:00.123Z  shop/web 10.0.1.7:40000 -> shop/database 10.0.1.11:5432 tcp  ingress_denied
+    no policy of shop/database allows ingress from shop/web on 5432/tcp; policies that isolate it: \
+    shop/closed, shop/only-backend
+(12 more drops of the next one's interface have no event)
+2026-11-24T12:00:00.123Z  shop/web 10.0.1.7:40000 -> shop/database 10.0.1.11:5432 tcp  flow_revoked
+    no policy of shop/database allows ingress from shop/web on 5432/tcp; policies that isolate it: \
+    shop/closed, shop/only-backend (policy has changed since)
+2026-11-24T12:00:00.125Z  shop/database [fd00::11]:5432 -> shop/web [fd00::7]:40000 udp  flow_revoked
+    no policy of shop/database allows ingress from shop/web on 5432/udp; policies that isolate it: \
+    shop/closed, shop/only-backend
+2026-11-24T12:00:00.126Z  shop/web ? -> ? ether 0x88cc  ether_type
+2026-11-24T12:00:00.127Z  shop/web 10.0.1.7 -> 192.0.2.9 icmp  egress_denied
+    no policy of shop/web allows egress to 192.0.2.9 on icmp; policies that isolate it: shop/closed
+(7 events came too fast to be shown)
+"
+        .replace("    shop/closed, shop/only", "shop/closed, shop/only")
+    );
+    assert_eq!(output.status.code(), Some(0));
+    let (asked, output) = ask_drops(
+        &["drops", "--follow", "--pod", "shop/web", "--reason", "ingress_denied", "-o", "json"],
+        &all[..1],
+    );
+    assert_eq!(asked, "GET /v1/drops?follow=true&pod=shop/web&reason=ingress_denied HTTP/1.1");
+    assert_eq!(text(&output), format!("{}\n", all[0]));
+    let run_dir = tempfile::tempdir().unwrap();
+    for (flag, word) in [("--pod", "10.0.0.1"), ("--reason", "fate")] {
+        let output = fairlead(run_dir.path(), &["drops", flag, word]);
+        assert!(complaint(&output).contains(&format!("{flag}: ")), "{output:?}");
+    }
 }
 
 #[test]

@@ -472,10 +472,21 @@ pub struct EventLimit {
     pub tick: u32,
     /// Events written in that tick.
     pub written: u32,
-    /// Events not written since the last that was.
+    /// Events not written since the last that was, as far as CPUs that drop at the same time do not
+    /// overwrite each other's; [`EventLosses`] are exact.
     pub lost: u32,
     /// Zero.
     pub reserved: u32,
+}
+
+/// Value of map `event_losses`, a per-CPU array of [`SLOTS`]. Each drop is an event or counted here, once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventLosses {
+    /// Events not written because of [`EVENTS_PER_TICK`].
+    pub limited: u64,
+    /// Events not written because `events` was full.
+    pub full: u64,
 }
 
 /// Events that an endpoint may write per tick (1.07 s).
@@ -508,6 +519,7 @@ mod tests {
         assert_eq!(size_of::<DropEvent>(), 56);
         assert_eq!(align_of::<DropEvent>(), 4);
         assert_eq!(size_of::<EventLimit>(), 16);
+        assert_eq!(size_of::<EventLosses>(), 16);
     }
 
     #[test]

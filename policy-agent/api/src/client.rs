@@ -141,6 +141,48 @@ impl Client {
         self.request(Method::DELETE, path, Bytes::new())
     }
 
+    /// `GET path`, whose answer is lines: each is given to `line` as it comes, until the answer ends or
+    /// `line` says `false`. The timeout is for the answer's head; lines may take their time.
+    ///
+    /// # Errors
+    /// Anything but a success is a [`ClientError`].
+    pub fn lines(&self, path: &str, mut line: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
+        let connect = |source| ClientError::Connect { socket: self.socket.clone(), source };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(connect)?;
+        runtime.block_on(async {
+            let answer = tokio::time::timeout(self.timeout, self.send(Method::GET, path, Bytes::new()))
+                .await
+                .map_err(|_| ClientError::Timeout(self.timeout))??;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if !status.is_success() {
+                let body = tokio::time::timeout(self.timeout, whole(body))
+                    .await
+                    .map_err(|_| ClientError::Timeout(self.timeout))??;
+                return Err(refusal(status, &body));
+            }
+            let mut rest = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(bytes) = frame.map_err(|e| ClientError::Http(e.to_string()))?.into_data() else {
+                    continue;
+                };
+                rest.extend_from_slice(&bytes);
+                let mut start = 0;
+                while let Some(end) = rest[start..].iter().position(|&b| b == b'\n') {
+                    if !line(&rest[start..start + end]) {
+                        return Ok(());
+                    }
+                    start += end + 1;
+                }
+                rest.drain(..start);
+                if rest.len() > LONGEST_ANSWER {
+                    return Err(ClientError::Http("a line without an end".to_owned()));
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn request<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -155,10 +197,7 @@ impl Client {
                 .map_err(|_| ClientError::Timeout(self.timeout))?
         })?;
         if !status.is_success() {
-            return Err(match serde_json::from_slice::<ApiError>(&body) {
-                Ok(error) => ClientError::Answer(error),
-                Err(_) => ClientError::Status { status: status.as_u16() },
-            });
+            return Err(refusal(status, &body));
         }
         let json = if body.is_empty() { b"null" } else { body.as_ref() };
         serde_json::from_slice(json).map_err(|source| ClientError::Json { path: path.to_owned(), source })
@@ -170,6 +209,17 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
+        let answer = self.send(method, path, body).await?;
+        let status = answer.status();
+        Ok((status, whole(answer.into_body()).await?))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, ClientError> {
         let http = |e: &dyn std::fmt::Display| ClientError::Http(e.to_string());
         let stream = tokio::net::UnixStream::connect(&self.socket)
             .await
@@ -186,13 +236,19 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|e| http(&e))?;
-        let answer = sender.send_request(request).await.map_err(|e| http(&e))?;
-        let status = answer.status();
-        let body = http_body_util::Limited::new(answer.into_body(), LONGEST_ANSWER)
-            .collect()
-            .await
-            .map_err(|e| http(&e))?;
-        Ok((status, body.to_bytes()))
+        sender.send_request(request).await.map_err(|e| http(&e))
+    }
+}
+
+async fn whole(body: hyper::body::Incoming) -> Result<Bytes, ClientError> {
+    let body = http_body_util::Limited::new(body, LONGEST_ANSWER).collect().await;
+    Ok(body.map_err(|e| ClientError::Http(e.to_string()))?.to_bytes())
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ApiError>(body) {
+        Ok(error) => ClientError::Answer(error),
+        Err(_) => ClientError::Status { status: status.as_u16() },
     }
 }
 
@@ -259,6 +315,26 @@ mod tests {
         let (_dir, client, server) = serve("HTTP/1.1 204 No Content\r\n\r\n");
         client.delete(&endpoint_path("c1", "eth0")).unwrap();
         assert!(server.join().unwrap().starts_with("DELETE /v1/endpoints/c1/eth0 HTTP/1.1\r\n"));
+    }
+
+    #[test]
+    fn lines_come_whole_however_the_answer_is_cut() {
+        let (_dir, client, server) = serve(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\na\nb\r\n3\r\nc\nd\r\n1\r\n\n\r\n0\r\n\r\n",
+        );
+        let mut lines = Vec::new();
+        client
+            .lines("/v1/x", |line| {
+                lines.push(String::from_utf8(line.to_vec()).unwrap());
+                true
+            })
+            .unwrap();
+        assert_eq!(lines, ["a", "bc", "d"]);
+        server.join().unwrap();
+        let (_dir, client, server) = serve("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        let error = client.lines("/v1/x", |_| true).unwrap_err();
+        assert!(matches!(error, ClientError::Status { status: 400 }), "{error:?}");
+        server.join().unwrap();
     }
 
     #[test]

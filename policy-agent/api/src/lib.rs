@@ -12,6 +12,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod drops;
 pub mod status;
 
 use std::net::IpAddr;

@@ -7,6 +7,7 @@ mod attach;
 mod banks;
 mod counters;
 mod endpoints;
+mod events;
 mod grace;
 mod map;
 mod object;
@@ -26,6 +27,7 @@ use fairlead_policy::tables::Delta;
 pub use attach::UplinkError;
 pub use counters::{Counter, Counters};
 pub use endpoints::{EndpointEntry, Identity, RegisterError};
+pub use events::{DropRecord, EventLosses, Events, Losses};
 pub use map::MapError;
 pub use object::Capacities;
 pub use policy::Step;
@@ -90,6 +92,9 @@ pub enum Error {
     /// The uplink.
     #[error(transparent)]
     Uplink(#[from] UplinkError),
+    /// The ring buffer of events.
+    #[error("ring buffer of events: {0}")]
+    Events(#[from] aya::maps::MapError),
 }
 
 /// How to open a datapath.
@@ -187,6 +192,16 @@ impl Datapath {
     /// freed ids may be used again. Does not wait; worth calling some 20 ms after a step.
     pub fn settled(&mut self) -> Result<Option<u64>, Error> {
         self.policy.settled()
+    }
+
+    /// The reader of dropped packets; there is one. `None` where it was taken before.
+    pub fn take_events(&mut self) -> Result<Option<Events>, Error> {
+        self.object.take_map("events").map(Events::new).transpose()
+    }
+
+    /// The count of drops that have no event.
+    pub fn event_losses(&self) -> Result<EventLosses, Error> {
+        Ok(EventLosses::new(self.object.map("event_losses")?, self.cpus))
     }
 
     /// The policy generation in force.

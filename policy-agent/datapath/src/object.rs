@@ -50,7 +50,7 @@ const PROGRAMS: [(&str, &[u32]); 5] = [
 const FROZEN: [&str; 3] = [names::PROGRAMS, names::ACTIVE, names::KILLED];
 
 /// Maps that outlive an agent.
-const LASTING: [&str; 10] = [
+const LASTING: [&str; 11] = [
     "flows4",
     "flows6",
     "pending4",
@@ -61,6 +61,7 @@ const LASTING: [&str; 10] = [
     "passed",
     "events",
     "event_limits",
+    "event_losses",
 ];
 
 /// Numbers of elements that maps hold; memory is taken as it is used, but for the flows.
@@ -188,6 +189,11 @@ impl Object {
         name: &'static str,
     ) -> Result<Map<K, V>, Error> {
         named_map(&self.ebpf, name)
+    }
+
+    /// A map to be used through aya, once.
+    pub(crate) fn take_map(&mut self, name: &str) -> Option<AyaMap> {
+        self.ebpf.take_map(name)
     }
 
     /// Descriptor of a program of this version, for tests by BPF_PROG_TEST_RUN.

@@ -76,11 +76,18 @@ plain!(
     fairlead_common::maps::DropEvent,
     fairlead_common::maps::DropKey,
     fairlead_common::maps::Endpoint,
+    fairlead_common::maps::EventLosses,
     fairlead_common::maps::Passed,
     fairlead_common::maps::PortSet,
     fairlead_common::maps::RowKey,
     fairlead_common::maps::State,
 );
+
+/// A value out of bytes that a program wrote; `None` where their number is another's.
+pub(crate) fn read_plain<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the type has, any of which are a value of it; read unaligned.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
 
 /// Raw look-up: `value` must be as long as the kernel's value (times CPUs for per-CPU maps).
 pub(crate) fn lookup<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &mut [V]) -> io::Result<bool> {

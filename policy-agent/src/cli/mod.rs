@@ -1,5 +1,6 @@
 //! `fairlead`: what people ask of an agent. One module for each subcommand.
 
+mod drops;
 mod endpoints;
 mod explain;
 mod host;
@@ -51,6 +52,9 @@ pub enum Command {
     Endpoints,
     /// Whether a connection is allowed, and by which rule. Exit code 1 where it is not.
     Explain(explain::Options),
+    /// Packets that were dropped lately: from whom to whom, why, and which policy denied them.
+    Drops(drops::Options),
+    /// What is done to the node itself.
     #[command(flatten)]
     Host(host::Command),
 }
@@ -120,6 +124,7 @@ pub fn run(cli: &Cli, out: &mut impl Write, colour: bool) -> anyhow::Result<u8> 
         Command::Status => status::run(&asking, out),
         Command::Endpoints => endpoints::run(&asking, out),
         Command::Explain(options) => explain::run(options, &asking, out),
+        Command::Drops(options) => drops::run(options, &asking, out),
         Command::Host(command) => host::run(command, &asking, out),
     }?;
     match answer.printed.and_then(|()| out.flush()) {

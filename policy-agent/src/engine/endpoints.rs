@@ -400,6 +400,10 @@ mod tests {
         fn counters(&self) -> Result<BTreeMap<u32, EndpointCounters>, EnforcerError> {
             Ok(BTreeMap::new())
         }
+        fn generation(&self) -> u32 {
+            1
+        }
+
         fn frozen(&self) -> PathBuf {
             PathBuf::new()
         }

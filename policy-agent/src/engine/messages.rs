@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 
+use fairlead_api::drops::DropEvent;
 use fairlead_api::status::Problem;
 use fairlead_api::{ApiError, Attachment, EndpointCounters, EndpointStatus, ErrorCode};
+use fairlead_datapath::DropRecord;
 use fairlead_index::Batch;
 use fairlead_policy::compiler::{self, Work};
 use fairlead_policy::explain::{Explanation, Party};
@@ -64,6 +66,8 @@ pub enum Message {
         /// The answer.
         reply: Reply<Explanation>,
     },
+    /// Whose are these dropped packets, and which policy decided?
+    Resolve(Vec<DropRecord>, Reply<Vec<DropEvent>>),
     /// End.
     Stop,
 }

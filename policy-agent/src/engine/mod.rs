@@ -4,6 +4,7 @@
 //! together, then one [`step`](Engine::step) compiles it, puts it in force, and only then unlocks and
 //! answers. An endpoint is never unlocked before a step that contains its rules was applied.
 
+mod drops;
 mod endpoints;
 mod messages;
 mod status;
@@ -193,7 +194,9 @@ impl<E: Enforcer> Engine<E> {
                 reply.send(self.enforcer.attach_overlay(ifindex).map_err(|e| e.to_string()));
             }
             // Answered after the step, so that they see what was said before them in force.
-            question @ (Message::Snapshot(_) | Message::Explain { .. }) => self.questions.push(question),
+            question @ (Message::Snapshot(_) | Message::Explain { .. } | Message::Resolve(..)) => {
+                self.questions.push(question);
+            }
         }
         true
     }
@@ -205,6 +208,7 @@ impl<E: Enforcer> Engine<E> {
                 Message::Explain { from, to, target, reply } => {
                     reply.send(self.compiler.explain(&from, &to, target));
                 }
+                Message::Resolve(records, reply) => reply.send(self.resolve(&records)),
                 _ => {}
             }
         }

@@ -129,6 +129,10 @@ impl Enforcer for Fake {
         Ok(BTreeMap::new())
     }
 
+    fn generation(&self) -> u32 {
+        1
+    }
+
     fn frozen(&self) -> PathBuf {
         "/frozen".into()
     }

@@ -3,6 +3,7 @@
 
 mod boxes;
 mod connectivity;
+mod drops;
 mod enforcement;
 mod lifecycle;
 mod locked;

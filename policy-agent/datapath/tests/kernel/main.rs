@@ -6,6 +6,7 @@
 mod capacity;
 mod cases;
 mod commit;
+mod events;
 mod flows;
 mod forgery;
 mod lab;

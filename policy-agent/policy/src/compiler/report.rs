@@ -1,6 +1,7 @@
 //! What the compiler can tell about its state.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::features::Shape;
 use super::world::{PodId, Subject};
@@ -84,9 +85,32 @@ impl Compiler {
         self.excerpt(&[from, to]).explain(from, to, target)
     }
 
+    /// The pods that have one of some addresses, by their objects or by their endpoints.
+    fn sharers(&self, addresses: &BTreeSet<IpAddr>) -> Vec<(ObjectKey, PodId)> {
+        let slots = self.world.attachments.values();
+        let local: BTreeSet<PodId> = slots
+            .filter(|attachment| attachment.addresses.iter().any(|a| addresses.contains(a)))
+            .filter_map(|attachment| self.world.pod_of(attachment))
+            .collect();
+        // One pass over all pods without allocating: an index by address would cost every node memory
+        // for what only people ask.
+        let shares = |pod: PodId| {
+            let state = &self.world.pods[pod as usize];
+            state.addresses.as_slice().iter().any(|a| addresses.contains(a)) || local.contains(&pod)
+        };
+        let mut sharers = Vec::new();
+        for id in self.world.namespace_ids() {
+            let namespace = &self.world.namespaces[id as usize];
+            for (name, &pod) in namespace.pods.iter().filter(|&(_, &pod)| shares(pod)) {
+                sharers.push((ObjectKey::new(&*namespace.name, &**name), pod));
+            }
+        }
+        sharers
+    }
+
     /// What the compiler knows that concerns some parties: they, the pods that share an address with
     /// them, and the policies of their namespaces.
-    fn excerpt(&self, parties: &[&Party]) -> Cluster {
+    pub fn excerpt(&self, parties: &[&Party]) -> Cluster {
         let mut addresses = BTreeSet::new();
         let mut cluster = Cluster::default();
         for party in parties {
@@ -102,13 +126,9 @@ impl Compiler {
                 }
             }
         }
-        let shares = |pod: PodId| self.world.addresses_of(pod).iter().any(|a| addresses.contains(a));
-        for id in self.world.namespace_ids() {
-            let namespace = &self.world.namespaces[id as usize];
-            for (name, &pod) in namespace.pods.iter().filter(|&(_, &pod)| shares(pod)) {
-                let key = ObjectKey::new(&*namespace.name, &**name);
-                cluster.pods.insert(key.clone(), self.world.decode_pod(key, pod));
-            }
+        for (key, pod) in self.sharers(&addresses) {
+            let decoded = self.world.decode_pod(key.clone(), pod);
+            cluster.pods.insert(key, decoded);
         }
         for (&slot, attachment) in &self.world.attachments {
             let pod = attachment.pod.as_ref().map(|(namespace, name)| {

@@ -17,7 +17,11 @@ async fn what_does_not_fit_is_reported() {
         let [problem] = &*snapshot.problems else { panic!("{:?}", snapshot.problems) };
         assert_eq!(problem.object.as_deref(), Some("Pod shop/web"));
         assert!(problem.message.contains("shop/a") && problem.message.contains(words), "{problem}");
-        let text = crate::metrics::text(&snapshot, &crate::api::Readiness::default());
+        let text = crate::metrics::text(
+            &snapshot,
+            &crate::api::Readiness::default(),
+            crate::drops::Counts::default(),
+        );
         let sample = format!(
             "fairlead_endpoint_overflow{{namespace=\"shop\",pod=\"web\",interface=\"fl5\",\
              direction=\"ingress\",instead=\"{instead}\"}} 1\n"
