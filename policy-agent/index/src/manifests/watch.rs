@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout_at};
 use super::Directory;
 use crate::object::Event;
 
-/// Changes that follow each other within this time belong together.
+/// Changes that follow each other within this time belong together; but a file that arrives whole after a
+/// rest of this length is taken at once.
 const QUIET: Duration = Duration::from_millis(15);
 /// Longest wait for changes to end.
 const BUSY: Duration = Duration::from_millis(250);
@@ -31,6 +32,21 @@ struct Watches {
     folders: BTreeMap<PathBuf, WatchDescriptor>,
     /// Files that were written to and not closed since.
     open: BTreeSet<(i32, Option<OsString>)>,
+    /// What has changed since the last scan.
+    changed: Changed,
+    /// When the last scan was asked for.
+    scanned: Instant,
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    /// Nothing that counts.
+    Nothing,
+    /// Files have come, or come again, whole: renamed here, or written and closed.
+    Whole,
+    /// Something that may be half of a change: a file that goes may be about to come again.
+    Part,
 }
 
 /// Owns the descriptor for as long as the reactor watches it.
@@ -56,7 +72,13 @@ impl Watches {
     fn new() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let inotify = AsyncFd::with_interest(Fd(inotify), Interest::READABLE)?;
-        Ok(Self { inotify, folders: BTreeMap::new(), open: BTreeSet::new() })
+        Ok(Self {
+            inotify,
+            folders: BTreeMap::new(),
+            open: BTreeSet::new(),
+            changed: Changed::Nothing,
+            scanned: Instant::now(),
+        })
     }
 
     /// Watches these folders and no others. Those that cannot be watched are scanned regularly.
@@ -91,10 +113,25 @@ impl Watches {
 
     fn note(&mut self, event: InotifyEvent) {
         let file = (event.wd.as_raw(), event.name);
+        // Hidden files are not read. One that is removed, or renamed to, may be what symlinks lead through.
+        let hidden = file.1.as_ref().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let changed = if event.mask.contains(AddWatchFlags::IN_MOVED_TO) {
+            Changed::Whole
+        } else if hidden && !event.mask.contains(AddWatchFlags::IN_DELETE) {
+            Changed::Nothing
+        } else if event.mask.contains(AddWatchFlags::IN_CLOSE_WRITE) {
+            Changed::Whole
+        } else if event.mask.contains(AddWatchFlags::IN_MODIFY) {
+            // It counts when it is closed.
+            Changed::Nothing
+        } else {
+            Changed::Part
+        };
+        self.changed = self.changed.max(changed);
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
             self.folders.retain(|_, watch| *watch != event.wd);
             self.open.retain(|(watch, _)| *watch != file.0);
-        } else if event.mask.contains(AddWatchFlags::IN_MODIFY) {
+        } else if event.mask.contains(AddWatchFlags::IN_MODIFY) && !hidden {
             self.open.insert(file);
         } else if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             self.open.clear();
@@ -125,25 +162,34 @@ impl Watches {
 
     /// Returns when something has changed and has come to rest, or after [`REGULARLY`].
     async fn changed(&mut self) -> io::Result<()> {
-        match timeout_at(Instant::now() + REGULARLY, self.take()).await {
-            Err(_) => return Ok(()),
-            Ok(result) => result?,
+        self.changed = Changed::Nothing;
+        let regularly = Instant::now() + REGULARLY;
+        while self.changed == Changed::Nothing && self.open.is_empty() {
+            match timeout_at(regularly, self.take()).await {
+                Err(_) => break,
+                Ok(result) => result?,
+            }
         }
         let started = Instant::now();
-        loop {
-            let until = if self.open.is_empty() {
-                (Instant::now() + QUIET).min(started + BUSY)
-            } else {
+        let rested = self.scanned.elapsed() >= QUIET;
+        while self.changed != Changed::Nothing || !self.open.is_empty() {
+            let until = if !self.open.is_empty() {
                 started + OPEN
+            } else if rested && self.changed == Changed::Whole {
+                break;
+            } else {
+                (Instant::now() + QUIET).min(started + BUSY)
             };
             match timeout_at(until, self.take()).await {
                 Err(_) => {
                     self.open.clear();
-                    return Ok(());
+                    break;
                 }
                 Ok(result) => result?,
             }
         }
+        self.scanned = Instant::now();
+        Ok(())
     }
 }
 
