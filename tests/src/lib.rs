@@ -24,6 +24,7 @@ pub mod http;
 pub mod namespace;
 pub mod probe;
 pub mod runtime;
+pub mod soak;
 pub mod wait;
 pub mod world;
 

@@ -15,6 +15,39 @@ use crate::{build, kubernetes, process, setup, workspace};
 pub(crate) struct Options {
     /// Only tests whose names contain one of these; without format check and lints.
     filters: Vec<String>,
+    /// Instead of all that: a soak of this length (30s, 5m, 1h), random changes under random traffic.
+    #[arg(long, value_name = "DURATION", conflicts_with = "filters")]
+    soak: Option<Length>,
+    /// Seed of the soak's changes; one that was printed repeats them.
+    #[arg(long, requires = "soak")]
+    seed: Option<u64>,
+    /// Write the soak's result into docs/soak.md.
+    #[arg(long, requires = "soak")]
+    record: bool,
+}
+
+/// A length of time as people write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Length {
+    seconds: u64,
+}
+
+impl std::str::FromStr for Length {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text:?} is not a length of time as 30s, 5m or 1h");
+        let split = text.len().saturating_sub(1);
+        let (number, unit) = text.split_at_checked(split).ok_or_else(error)?;
+        let unit: u64 = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            _ => return Err(error()),
+        };
+        let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+        seconds.filter(|&seconds| seconds > 0).map(|seconds| Self { seconds }).ok_or_else(error)
+    }
 }
 
 /// What ran.
@@ -29,6 +62,9 @@ struct Tally {
 
 /// Runs everything. The last line says how many passed and failed, also when a step could not run.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if let Some(length) = options.soak {
+        return soak(length, options);
+    }
     let mut tally = Tally::default();
     if options.filters.is_empty() {
         tally.step("format", process::run(process::cargo().args(["fmt", "--all", "--check"])));
@@ -66,6 +102,23 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let good = tally.failed == 0 && tally.passed > 0;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the soak of the `tests` crate.
+fn soak(length: Length, options: &Options) -> Result<ExitCode> {
+    setup::bpffs()?;
+    build::run(&build::Options::default())?;
+    process::run(build::host_cargo("build").args(["--package", "fairlead-tests", "--bin", "soak"]))?;
+    let mut soak = Privilege::detect().command(workspace::target().join("debug/soak"))?;
+    soak.arg("--seconds").arg(length.seconds.to_string());
+    if let Some(seed) = options.seed {
+        soak.arg("--seed").arg(seed.to_string());
+    }
+    if options.record {
+        soak.arg("--record").arg(workspace::root().join("docs/soak.md"));
+    }
+    let status = soak.stdin(Stdio::null()).status().context("cannot run the soak")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn prepare() -> Result<(Privilege, PathBuf)> {
@@ -197,6 +250,16 @@ mod tests {
         );
         assert_eq!(tally, Tally { passed: 3, failed: 1, ignored: 1, cases: 42 });
         assert!(shown.contains(&"wrong") && shown.contains(&"test a ... ok") && !shown.contains(&"noise"));
+    }
+
+    #[test]
+    fn lengths_of_time() {
+        for (text, seconds) in [("30s", Some(30)), ("5m", Some(300)), ("1h", Some(3600))] {
+            assert_eq!(text.parse::<Length>().ok().map(|l| l.seconds), seconds, "{text}");
+        }
+        for text in ["", "s", "0s", "5", "1.5m", "-1s", "5µ", "18446744073709551615h"] {
+            assert!(text.parse::<Length>().is_err(), "{text}");
+        }
     }
 
     #[test]

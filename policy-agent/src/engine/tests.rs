@@ -159,7 +159,13 @@ impl Running {
         let fake = Fake::default();
         let world = fake.world.clone();
         let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
-        let options = Options { node_name: "n1".to_owned(), add_timeout, fast_path: true, restored, wanted: Some(wanted) };
+        let options = Options {
+            node_name: "n1".to_owned(),
+            add_timeout,
+            fast_path: true,
+            restored,
+            wanted: Some(wanted),
+        };
         let (engine, handle, published) = Engine::new(fake, Compiler::new(limits), options);
         std::thread::spawn(move || engine.run());
         Self { handle, published, world, asked }

@@ -8,6 +8,7 @@ mod enforcement;
 mod lifecycle;
 mod locked;
 mod path;
+mod soak;
 
 use std::net::SocketAddr;
 use std::time::Duration;
