@@ -9,8 +9,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, Banked, DropKey, Endpoint, EventLimit, EventLosses, Flow, FlowKey, FragmentKey,
-    FragmentPorts, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey,
+    AddressInfo, Banked, DropKey, Endpoint, EventLimit, EventLosses, FirstFragment, Flow, FlowKey,
+    FragmentKey, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey,
     SLOTS, Side, State,
 };
 use fairlead_common::packet::Parsed;
@@ -75,9 +75,9 @@ static PENDING4: HashMap<PendingKey, Shared<Pending<u32>>> = HashMap::with_max_e
 static PENDING6: HashMap<PendingKey, Shared<Pending<[u32; 4]>>> =
     HashMap::with_max_entries(524_288, NO_PREALLOC);
 #[map(name = "fragments4")]
-static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FragmentPorts> = LruHashMap::with_max_entries(8192, 0);
+static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FirstFragment> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "fragments6")]
-static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FragmentPorts> = LruHashMap::with_max_entries(8192, 0);
+static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FirstFragment> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "drops")]
 static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "passed")]
@@ -288,15 +288,15 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn fragment(&self, key: &FragmentKey<$address>) -> Option<FragmentPorts> {
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<FirstFragment> {
                 // SAFETY: see `flow`; a reused element is another allowed datagram's.
                 unsafe { $fragments.get(key) }.copied()
             }
 
             #[inline(always)]
-            fn insert_fragment(&self, key: &FragmentKey<$address>, ports: FragmentPorts) {
+            fn insert_fragment(&self, key: &FragmentKey<$address>, first: &FirstFragment) {
                 // Where it does not fit, the later fragments are dropped.
-                let _ = $fragments.insert(key, ports, 0);
+                let _ = $fragments.insert(key, first, 0);
             }
 
             #[inline(always)]

@@ -6,6 +6,8 @@
 pub trait Address: Copy {
     /// Zero.
     const UNSPECIFIED: Self;
+    /// Whether the protocol is part of what names a fragmented datagram (RFC 791; not in RFC 8200).
+    const FRAGMENTS_BY_PROTOCOL: bool;
 
     /// Equality.
     fn same(&self, other: &Self) -> bool;
@@ -23,6 +25,7 @@ pub trait Address: Copy {
 
 impl Address for u32 {
     const UNSPECIFIED: Self = 0;
+    const FRAGMENTS_BY_PROTOCOL: bool = true;
 
     #[inline(always)]
     fn same(&self, other: &Self) -> bool {
@@ -53,6 +56,7 @@ impl Address for u32 {
 
 impl Address for [u32; 4] {
     const UNSPECIFIED: Self = [0; 4];
+    const FRAGMENTS_BY_PROTOCOL: bool = false;
 
     #[inline(always)]
     fn same(&self, other: &Self) -> bool {

@@ -10,7 +10,7 @@
 use core::cell::Cell;
 
 /// Version of this interface. Part of the path under which maps and programs are pinned.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Alternatives that a policy value holds, see the [module](self).
 pub const BANKS: usize = 4;
@@ -398,14 +398,23 @@ pub struct FragmentKey<A> {
     pub destination: A,
     /// Identification.
     pub id: u32,
-    /// IP protocol in the low byte, index of the hook above it.
+    /// IP protocol; 0 for IPv6, where it does not name the datagram (RFC 8200, section 4.5).
     pub protocol: u32,
     /// Interface at which it was seen.
     pub ifindex: u32,
 }
 
-/// Value of maps `fragments4` and `fragments6`: source and destination port.
-pub type FragmentPorts = [u16; 2];
+/// Value of maps `fragments4` and `fragments6`: what later fragments do not say of themselves.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstFragment {
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Transport protocol, which for IPv6 may stand behind further extension headers.
+    pub protocol: u32,
+}
 
 /// Key of map `drops`, a per-CPU hash of packet counts.
 #[repr(C)]
@@ -515,6 +524,7 @@ mod tests {
         assert_eq!(size_of::<Pending<u32>>(), 44);
         assert_eq!(size_of::<Pending<[u32; 4]>>(), 68);
         assert_eq!(size_of::<FragmentKey<u32>>(), 20);
+        assert_eq!(size_of::<FirstFragment>(), 8);
         assert_eq!(size_of::<DropKey>(), 8);
         assert_eq!(size_of::<DropEvent>(), 56);
         assert_eq!(align_of::<DropEvent>(), 4);

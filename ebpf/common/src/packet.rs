@@ -92,7 +92,7 @@ pub struct Parsed<A> {
     pub destination_port: u16,
     /// Offset of the transport header.
     pub transport: u32,
-    /// Length of the TCP header, 8 for others.
+    /// Length of the TCP header, 8 for others; a later fragment's offset in the datagram, in bytes.
     pub transport_length: u32,
     /// Identification of a fragmented datagram.
     pub fragment_id: u32,
@@ -125,10 +125,13 @@ impl<A: Address> Parsed<A> {
         self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN
     }
 
-    /// A TCP packet that does not open a connection.
+    /// A TCP packet that does not open a connection. A later fragment has no flags, and is not one: it
+    /// may belong to a datagram whose first fragment was denied.
     #[inline(always)]
     pub fn is_mid_stream(&self) -> bool {
-        self.protocol == protocol::TCP && self.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
+        self.protocol == protocol::TCP
+            && self.tcp_flags & (tcp::ACK | tcp::RST) != 0
+            && self.tcp_flags & (tcp::SYN | tcp::ACK) != tcp::SYN
     }
 }
 
@@ -270,15 +273,10 @@ fn walk_extensions<P: Packet>(packet: &P, parsed: &mut Parsed<[u32; 4]>, end: u3
                 parsed.protocol = (be(first) >> 24) as u8;
                 fragment_of(parsed, position >> 3, position & 1 != 0)?;
                 if parsed.kind == Kind::LaterFragment {
-                    // What follows is not the start of a header. The protocol is that of the
-                    // fragment header; where extension headers follow it in the first fragment,
-                    // the two differ, and the datagram is refused here.
+                    // What follows is not the start of a header; which protocol it belongs to is
+                    // known from the first fragment.
                     parsed.transport = offset + 8;
-                    return if is_extension(parsed.protocol) {
-                        Err(DropReason::ExtensionHeaders)
-                    } else {
-                        Ok(())
-                    };
+                    return Ok(());
                 }
                 8
             }
@@ -295,10 +293,6 @@ fn walk_extensions<P: Packet>(packet: &P, parsed: &mut Parsed<[u32; 4]>, end: u3
         offset += header;
         if offset > end {
             return Err(DropReason::Malformed);
-        }
-        // Extension headers behind the fragment header: later fragments could not be told.
-        if fragmented && parsed.first_fragment && is_extension(next) {
-            return Err(DropReason::ExtensionHeaders);
         }
     }
     if is_extension(next) {
@@ -317,10 +311,12 @@ fn fragment_of<A>(parsed: &mut Parsed<A>, offset: u32, more: bool) -> Result<(),
         return Ok(());
     }
     // RFC 1858 and RFC 3128: a fragment at 8 bytes overwrites what the first one said of TCP.
-    if offset == 1 && parsed.protocol == protocol::TCP {
+    // Behind further extension headers it would be those, or the ports.
+    if offset == 1 && (parsed.protocol == protocol::TCP || is_extension(parsed.protocol)) {
         return Err(DropReason::FragmentOverlap);
     }
     parsed.kind = Kind::LaterFragment;
+    parsed.transport_length = offset * 8;
     Ok(())
 }
 

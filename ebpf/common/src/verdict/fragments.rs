@@ -1,7 +1,8 @@
 //! Fragments: those behind the first name no ports of their own.
 
 use crate::address::Address;
-use crate::maps::FragmentKey;
+use crate::judge::protocol;
+use crate::maps::{FirstFragment, FragmentKey};
 use crate::packet::{Kind, Parsed};
 use crate::reason::DropReason;
 
@@ -22,18 +23,28 @@ pub fn resolve_fragment<A: Address, T: Tables<A>>(
         source: p.source,
         destination: p.destination,
         id: p.fragment_id,
-        protocol: u32::from(p.protocol),
+        protocol: if A::FRAGMENTS_BY_PROTOCOL { u32::from(p.protocol) } else { 0 },
         ifindex,
     };
     if later {
-        let Some([source, destination]) = tables.fragment(&key) else {
+        let Some(first) = tables.fragment(&key) else {
             return Err(DropReason::FragmentUnknown);
         };
-        p.source_port = source;
-        p.destination_port = destination;
+        // An IPv6 fragment need not say that it is one of TCP.
+        if first.protocol == u32::from(protocol::TCP) && p.transport_length == 8 {
+            return Err(DropReason::FragmentOverlap);
+        }
+        p.source_port = first.source_port;
+        p.destination_port = first.destination_port;
+        p.protocol = first.protocol as u8;
         p.kind = Kind::Flow;
     } else if p.kind == Kind::Flow {
-        tables.insert_fragment(&key, [p.source_port, p.destination_port]);
+        let first = FirstFragment {
+            source_port: p.source_port,
+            destination_port: p.destination_port,
+            protocol: u32::from(p.protocol),
+        };
+        tables.insert_fragment(&key, &first);
     }
     Ok(())
 }

@@ -102,6 +102,12 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             } else {
                 return Verdict::egress(DropReason::EgressDenied, ifindex);
             };
+            // Both may have opened the same flow, at once or one after the other: the last one did.
+            if p.is_bare_syn()
+                && let Some(older) = tables.locate(&key, [slot, SLOT_NONE], now)
+            {
+                tables.remove_pending(&older);
+            }
             let direct = flags & FLOW_DIRECT != 0 && fits(packet, p, target);
             opening.owner = if opener == source { me } else { slot };
             opening.opener = opener;

@@ -22,8 +22,8 @@ use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
 use crate::judge::PeerTables;
 use crate::maps::{
-    AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED, Endpoint, FragmentKey,
-    FragmentPorts, slot_of,
+    AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED, Endpoint, FirstFragment,
+    FragmentKey, slot_of,
 };
 use crate::packet::{FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
@@ -41,9 +41,9 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     /// [`NODE_NONE`](crate::maps::NODE_NONE) where there is none.
     fn remote(&self, address: &A) -> u32;
     /// Maps `fragments4` and `fragments6`.
-    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts>;
-    /// Remembers the ports of a datagram's first fragment.
-    fn insert_fragment(&self, key: &FragmentKey<A>, ports: FragmentPorts);
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment>;
+    /// Remembers what a datagram's first fragment says for the others.
+    fn insert_fragment(&self, key: &FragmentKey<A>, first: &FirstFragment);
 
     /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
     /// walks once.

@@ -179,3 +179,120 @@ fn an_evicted_tcp_flow_comes_back_mid_stream_where_the_rules_allow_its_opening()
         assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 80, 1001, ACK)).result, DROP);
     });
 }
+
+#[test]
+fn replies_of_sctp_and_echo_pass_and_their_reverse_does_not() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::CLOSED, Side::OPEN);
+        for peer in outside() {
+            let me = own(&pod, peer);
+            let sctp = |from: u16, to: u16| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 8]].concat();
+            assert_eq!(
+                lab.deliver(&pod, &framed(&pod, false, &ip(peer, me, 132, &sctp(80, 1000)))).result,
+                DROP
+            );
+            assert_eq!(lab.send(&pod, &framed(&pod, true, &ip(me, peer, 132, &sctp(1000, 80)))).result, PASS);
+            assert_eq!(
+                lab.deliver(&pod, &framed(&pod, false, &ip(peer, me, 132, &sctp(80, 1000)))).result,
+                PASS
+            );
+            let (protocol, request, reply) = if peer.is_ipv4() { (ICMP, 8, 0) } else { (ICMP6, 128, 129) };
+            let echo = |sends: bool, kind: u8, id: u8| {
+                let (from, to) = if sends { (me, peer) } else { (peer, me) };
+                framed(&pod, sends, &ip(from, to, protocol, &icmp(kind, 0, [0, id, 0, 1], &[])))
+            };
+            assert_eq!(lab.deliver(&pod, &echo(false, reply, 1)).result, DROP);
+            assert_eq!(lab.send(&pod, &echo(true, request, 1)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &echo(false, reply, 1)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &echo(false, reply, 2)).result, DROP);
+        }
+        assert_eq!(lab.counters(&pod).ingress.drops, only(DropReason::IngressDenied, 6));
+    });
+}
+
+#[test]
+fn path_mtu_errors_pass_both_ways_about_allowed_flows_only() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        policy(lab, &pod, Side::OPEN, Side::CLOSED);
+        for peer in outside() {
+            let me = own(&pod, peer);
+            assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer, 1000, 80, SYN)).result, PASS);
+            assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 80, 1000, SYN_ACK)).result, PASS);
+            let (protocol, kind, code) = if peer.is_ipv4() { (ICMP, 3, 4) } else { (ICMP6, 2, 0) };
+            // From a router, about what the pod sent.
+            let about = |port: u16| icmp(kind, code, [0, 0, 5, 0], &ip(me, peer, 6, &tcp(80, port, ACK)));
+            let router: IpAddr = if peer.is_ipv4() { "203.0.113.1" } else { "2001:db8::1" }.parse().unwrap();
+            let error = |port| framed(&pod, false, &ip(router, me, protocol, &about(port)));
+            assert_eq!(lab.deliver(&pod, &error(1000)).result, PASS);
+            assert_eq!(lab.deliver(&pod, &error(1001)).result, DROP);
+            // From the pod, about what it got.
+            let about = |port: u16| icmp(kind, code, [0, 0, 5, 0], &ip(peer, me, 6, &tcp(port, 80, ACK)));
+            let error = |port| framed(&pod, true, &ip(me, peer, protocol, &about(port)));
+            assert_eq!(lab.send(&pod, &error(1000)).result, PASS);
+            assert_eq!(lab.send(&pod, &error(1001)).result, DROP);
+            // An error about an error.
+            let nested =
+                icmp(kind, code, [0; 4], &ip(me, peer, protocol, &icmp(kind, code, [0; 4], &[0; 28])));
+            assert_eq!(
+                lab.deliver(&pod, &framed(&pod, false, &ip(router, me, protocol, &nested))).result,
+                DROP
+            );
+        }
+        // No longer allowed: neither are the errors about it.
+        policy(lab, &pod, Side::CLOSED, Side::CLOSED);
+        let [peer, _] = outside();
+        let inner = ip(own(&pod, peer), peer, 6, &tcp(80, 1000, ACK));
+        let late = framed(&pod, false, &ip(peer, own(&pod, peer), ICMP, &icmp(3, 4, [0; 4], &inner)));
+        assert_eq!(lab.deliver(&pod, &late).result, DROP);
+        assert_eq!(lab.counters(&pod).ingress.drops, only(DropReason::IcmpUnrelated, 5));
+        assert_eq!(lab.counters(&pod).egress.drops, only(DropReason::IcmpUnrelated, 2));
+    });
+}
+
+#[test]
+fn the_last_of_two_who_open_the_same_flow_is_its_opener() {
+    in_lab(|lab| {
+        let (a, b) = (lab.pod(1), lab.pod(2));
+        for (first, second) in [(&a, &b), (&b, &a)] {
+            // Both at once, the same ports: pending with each.
+            assert_ne!(lab.send(first, &tcp_from(first, second.v4.into(), 1000, 1000, SYN)).result, DROP);
+            assert_ne!(lab.send(second, &tcp_from(second, first.v4.into(), 1000, 1000, SYN)).result, DROP);
+            assert_ne!(lab.send(first, &tcp_from(first, second.v4.into(), 1000, 1000, SYN_ACK)).result, DROP);
+            // What the second opened goes on though nobody may reach the second any more.
+            policy(lab, second, Side::CLOSED, Side::OPEN);
+            for (from, to) in [(first, second), (second, first)] {
+                assert_ne!(lab.send(from, &tcp_from(from, to.v4.into(), 1000, 1000, ACK)).result, DROP);
+            }
+            // And ends where the first may not be reached.
+            policy(lab, second, Side::OPEN, Side::OPEN);
+            policy(lab, first, Side::CLOSED, Side::OPEN);
+            for (from, to) in [(first, second), (second, first)] {
+                assert_eq!(lab.send(from, &tcp_from(from, to.v4.into(), 1000, 1000, ACK)).result, DROP);
+            }
+            assert_eq!(lab.counters(first).ingress.drops.get(&DropReason::FlowRevoked), Some(&2));
+            policy(lab, first, Side::OPEN, Side::OPEN);
+        }
+    });
+}
+
+#[test]
+fn one_pods_flow_never_serves_another_of_the_node() {
+    in_lab(|lab| {
+        let (a, b) = (lab.pod(1), lab.pod(2));
+        for pod in [&a, &b] {
+            policy(lab, pod, Side::CLOSED, Side::CLOSED);
+        }
+        let [peer, _] = outside();
+        policy(lab, &a, Side::CLOSED, Side::OPEN);
+        assert_eq!(lab.send(&a, &udp_from(&a, peer, 1000, 53)).result, PASS);
+        assert_eq!(lab.deliver(&a, &udp_to(&a, peer, 53, 1000)).result, PASS);
+        // The same ports and peer, the other pod; and the first pod's packet at the other's door.
+        assert_eq!(lab.send(&b, &udp_from(&b, peer, 1000, 53)).result, DROP);
+        assert_eq!(lab.deliver(&b, &udp_to(&b, peer, 53, 1000)).result, DROP);
+        assert_eq!(lab.deliver(&b, &udp_to(&a, peer, 53, 1000)).result, DROP);
+        assert_eq!(lab.counters(&b).ingress.drops, only(DropReason::IngressDenied, 2));
+        assert_eq!(lab.counters(&b).egress.drops, only(DropReason::EgressDenied, 1));
+    });
+}

@@ -182,6 +182,59 @@ fn fragments_follow_the_verdict_on_their_first() {
 }
 
 #[test]
+fn extension_headers_behind_the_fragment_header_are_walked() {
+    in_lab(|lab| {
+        let pod = lab.locked_pod(1);
+        let egress = Side { signature: RULES, default_set: SET_NONE };
+        lab.apply(Delta {
+            peers: vec![(OUTSIDE6.into(), Some(1))],
+            endpoints: vec![(pod.slot(), Some(EndpointPolicy { ingress: Side::OPEN, egress }))],
+            ..web_rules()
+        });
+        lab.datapath.unlock(pod.slot()).unwrap();
+        // A fragment of a datagram whose first header behind the fragment header is `next`.
+        let fragment = |id: u8, next: u8, position: u16, body: &[u8]| {
+            let mut payload = vec![next, 0];
+            payload.extend(position.to_be_bytes());
+            payload.extend([0, 0, 0, id]);
+            payload.extend(body);
+            framed(&pod, true, &ip6(pod.v6, OUTSIDE6, 44, &payload))
+        };
+        let first = |id: u8, port: u16, headers: usize| {
+            let mut body = Vec::new();
+            for n in 0..headers {
+                body.extend([if n + 1 == headers { TCP } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            body.extend(tcp(1000, port, SYN));
+            body.resize(body.len().next_multiple_of(8), 0);
+            fragment(id, 60, 1, &body)
+        };
+        refused(lab, &pod, &fragment(1, 60, 0x100, &[0; 8]), DropReason::FragmentUnknown);
+        assert_eq!(lab.send(&pod, &first(1, 80, 1)).result, PASS);
+        // What a later fragment says of the protocol does not matter.
+        for next in [60, TCP, UDP] {
+            assert_eq!(lab.send(&pod, &fragment(1, next, 0x100, &[0; 8])).result, PASS, "{next}");
+        }
+        // At 8 bytes it would overwrite the header, whatever it says that it is.
+        for next in [60, TCP, UDP] {
+            refused(lab, &pod, &fragment(1, next, 0x8, &[0; 8]), DropReason::FragmentOverlap);
+        }
+        refused(lab, &pod, &first(2, 81, 2), DropReason::EgressDenied);
+        refused(lab, &pod, &fragment(2, 60, 0x100, &[0; 8]), DropReason::EgressDenied);
+        // The ports beyond the first fragment: nothing to judge by.
+        refused(lab, &pod, &fragment(3, 60, 1, &[60, 0, 1, 4, 0, 0, 0, 0]), DropReason::Malformed);
+        // Two fragment headers, and a route behind the first.
+        let nested = fragment(4, 44, 1, &[TCP, 0, 0, 1, 0, 0, 0, 4]);
+        refused(lab, &pod, &nested, DropReason::Malformed);
+        let mut route = vec![TCP, 2, 0, 1, 0, 0, 0, 0];
+        route.extend([0; 16]);
+        route.extend(tcp(1000, 80, SYN));
+        route.resize(route.len().next_multiple_of(8), 0);
+        refused(lab, &pod, &fragment(5, 43, 1, &route), DropReason::SourceRoute);
+    });
+}
+
+#[test]
 fn extension_headers_do_not_hide_the_ports() {
     in_lab(|lab| {
         let pod = lab.locked_pod(1);
