@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Tables};
+use fairlead_common::verdict::{self, Tables, Verdict};
 
 use crate::packet::Skb;
 use crate::steps::Steps;
@@ -43,8 +43,35 @@ where
 {
     let hook = skb.hook(state);
     let verdict = verdict::from_uplink(&Maps, &hook, &source);
+    if verdict == (Verdict::Pass { slot: SLOT_SETTLED }) {
+        return if skb.ether_type() == ETHER_IPV4 { answer4(skb, state) } else { answer6(skb, state) };
+    }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };
+    act(skb, state, verdict, &p, Counted::No)
+}
+
+#[inline(never)]
+fn answer4(skb: &Skb, state: &State) -> i32 {
+    answering::<u32>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn answer6(skb: &Skb, state: &State) -> i32 {
+    answering::<[u32; 4]>(&Skb(skb.0), state)
+}
+
+#[inline(always)]
+fn answering<A: Steps>(skb: &Skb, state: &State) -> i32
+where
+    Maps: Tables<A>,
+{
+    let mut p = Parsed::empty();
+    let verdict = match A::parse(skb, &mut p) {
+        Ok(()) => verdict::answer_from_uplink(&Maps, state, &p),
+        // Whoever it is for looks at it again.
+        Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
+    };
     act(skb, state, verdict, &p, Counted::No)
 }
 

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::judge::protocol;
 use crate::maps::{
     FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, PENDING_PLACES, Pending, PendingKey,
-    SLOT_NONE, SLOT_SETTLED,
+    SLOT_NONE,
 };
 use crate::packet::tcp;
 
@@ -225,7 +225,7 @@ pub fn locate<A: Address, T: FlowTables<A>>(
     now: u32,
 ) -> Option<PendingKey> {
     for slot in slots {
-        if slot == SLOT_NONE || slot == SLOT_SETTLED {
+        if slot == SLOT_NONE {
             continue;
         }
         for place in key.places() {

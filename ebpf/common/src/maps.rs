@@ -312,6 +312,9 @@ pub const ADDRESS_OWN: u32 = 2;
 pub const ADDRESS_SERVICE: u32 = 3;
 /// [`AddressInfo::kind`]: an address of another node.
 pub const ADDRESS_NODE: u32 = 4;
+/// [`AddressInfo::kind`]: an address of another node that is a Service's too (ExternalIP,
+/// LoadBalancer IP): packets may come from it.
+pub const ADDRESS_NODE_SERVICE: u32 = 5;
 
 /// Key of a flow, the same for both directions: the end whose (address, port) is lower comes first,
 /// compared as the words lie in memory. `A` is `u32` or `[u32; 4]`.
@@ -363,13 +366,17 @@ pub const FLOW_RST: u32 = 16;
 pub const FLOW_BEFORE_NAT: u32 = 32;
 /// [`Flow::flags`]: with the node itself; always allowed.
 pub const FLOW_EXEMPT: u32 = 64;
+/// [`Flow::flags`]: seen as it left the host's stack, where a translation may have made this tuple of
+/// another: a pre-NAT entry may let its answers in.
+pub const FLOW_AFTER_NAT: u32 = 128;
 
 /// Key of maps `pending4` and `pending6`, hashes: flows that nobody has answered, a fixed number of
 /// places for each endpoint, so that a flood from one pod evicts only its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PendingKey {
-    /// Slot of the local opener, or of the receiver where the opener is not local.
+    /// Slot of the local opener, or of the receiver where the opener is not local. [`SLOT_SETTLED`]
+    /// for flows of pods under an address of the node, see docs/decisions/0008.
     pub slot: u32,
     /// Place, by hash of the flow's key.
     pub place: u32,

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fairlead_common::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS, ENDPOINT_ADDRESSES,
-    ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS,
+    ENDPOINT_ADDRESSES, ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable,
+    slot_of,
 };
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::Slot;
@@ -78,15 +79,19 @@ impl Addresses {
     fn info(&self, address: &IpAddr) -> Option<AddressInfo> {
         if let Some(slot) = self.endpoints.get(address) {
             Some(AddressInfo { kind: ADDRESS_ENDPOINT, slot: *slot })
-        } else if self.services.contains(address) {
-            // A Service address bound to a device (kube-ipvs0) is not the node's own.
-            Some(AddressInfo { kind: ADDRESS_SERVICE, slot: 0 })
-        } else if self.own.contains(address) {
-            Some(AddressInfo { kind: ADDRESS_OWN, slot: 0 })
-        } else if self.nodes.contains(address) {
-            Some(AddressInfo { kind: ADDRESS_NODE, slot: 0 })
         } else {
-            None
+            let service = self.services.contains(address);
+            // Whoever may write Services may name a node's address there: it stays the node's.
+            let kind = if self.own.contains(address) {
+                ADDRESS_OWN
+            } else if self.nodes.contains(address) {
+                if service { ADDRESS_NODE_SERVICE } else { ADDRESS_NODE }
+            } else if service {
+                ADDRESS_SERVICE
+            } else {
+                return None;
+            };
+            Some(AddressInfo { kind, slot: 0 })
         }
     }
 }

@@ -3,15 +3,15 @@
 use crate::flow::{Known, Opening, find, promote};
 use crate::judge::protocol;
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, ENDPOINT_FAST_PATH, Endpoint,
-    FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State,
-    slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo,
+    ENDPOINT_FAST_PATH, Endpoint, FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE,
+    SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
 use crate::packet::{ETHERNET, Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, unlocked_slot};
+use super::{Family, Hook, Tables, Verdict, unlocked_slot, waits_with};
 
 /// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -49,10 +49,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     let now = tables.now();
     let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
     let address = tables.address(&p.destination);
-    let local = match address {
-        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
-        _ => SLOT_NONE,
-    };
+    let local = waits_with(address);
     if !p.is_bare_syn()
         && let Some(known) = find(tables, &key, [me, local], now)
         && let Some(verdict) =
@@ -115,8 +112,8 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             opening.receiver = (slot, target.generation);
             if direct { Verdict::Redirect { slot } } else { Verdict::Pass { slot: me } }
         }
-        AddressInfo { kind: ADDRESS_OWN | ADDRESS_SERVICE, .. } => {
-            if overlay_forbidden(state, p) && address.kind == ADDRESS_OWN {
+        AddressInfo { kind: ADDRESS_OWN | ADDRESS_SERVICE | ADDRESS_NODE_SERVICE, .. } => {
+            if overlay_forbidden(state, p) && address.kind != ADDRESS_SERVICE {
                 return Verdict::egress(DropReason::OverlayForbidden, ifindex);
             }
             opening.flags = FLOW_BEFORE_NAT;
@@ -184,7 +181,9 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
             Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
         });
     }
-    let mut verdict = Verdict::Pass { slot: if opened_by_me { me } else { SLOT_SETTLED } };
+    // What the node's own traffic is answered with comes back to the node, or is a hairpin's.
+    let marked = opened_by_me || flow.has(FLOW_EXEMPT);
+    let mut verdict = Verdict::Pass { slot: if marked { me } else { SLOT_SETTLED } };
     if flow.endpoint[destination].get() != 0 {
         let target = tables.endpoint(slot)?;
         if flow.endpoint[destination].get() != target.generation {

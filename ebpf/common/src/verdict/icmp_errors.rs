@@ -2,15 +2,12 @@
 //! stack, see docs/decisions/0005.
 
 use crate::flow::find;
-use crate::maps::{
-    ADDRESS_ENDPOINT, AddressInfo, Endpoint, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED,
-    State, slot_of,
-};
+use crate::maps::{Endpoint, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, State, slot_of};
 use crate::packet::{Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::may_keep;
-use super::{Family, Hook, Tables, Verdict};
+use super::{Family, Hook, Tables, Verdict, waits_with};
 
 /// A pod sends an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -80,10 +77,7 @@ fn error_is_related<A: Family, P: Packet, T: Tables<A>>(
         return false;
     };
     let other = if own_end == source { &inner.destination } else { &inner.source };
-    let other = match tables.address(other) {
-        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
-        _ => SLOT_NONE,
-    };
+    let other = waits_with(tables.address(other));
     let Some(known) = find(tables, &key, [slot, other], now) else {
         return false;
     };

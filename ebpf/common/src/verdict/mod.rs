@@ -16,14 +16,14 @@ pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_pod, error_to_pod};
 pub use overlay::from_overlay;
 pub use to_pod::to_pod;
-pub use uplink::{from_uplink, to_uplink};
+pub use uplink::{answer_from_uplink, from_uplink, to_uplink};
 
 use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
 use crate::judge::PeerTables;
 use crate::maps::{
-    AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED, Endpoint, FirstFragment,
-    FragmentKey, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_OWN, AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED,
+    Endpoint, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, slot_of,
 };
 use crate::packet::{FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
@@ -164,6 +164,24 @@ pub fn unlocked<A: Address, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&E
         return Err(DropReason::EndpointGone);
     }
     Ok(endpoint)
+}
+
+/// Slot in whose places a flow with the end at this address may be pending: the endpoint's, or those
+/// that all pods share under the node's own addresses (docs/decisions/0008).
+#[inline(always)]
+fn waits_with(address: AddressInfo) -> u32 {
+    match address {
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot } => slot,
+        AddressInfo { kind: ADDRESS_OWN, .. } => SLOT_SETTLED,
+        _ => SLOT_NONE,
+    }
+}
+
+/// Slot in whose places a flow that an endpoint opens waits for its answer, by the source under which
+/// it leaves the stack.
+#[inline(always)]
+fn opens_with<A: Family>(source: &A, endpoint: &Endpoint) -> u32 {
+    if source.owned_by(endpoint) { slot_of(endpoint.ifindex) } else { SLOT_SETTLED }
 }
 
 /// The endpoint of a slot, if packets may pass it.

@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::flow::{FlowTables, Known, forget};
 use crate::judge::{PeerTables, protocol};
-use crate::maps::{BANKS, Endpoint, EndpointPolicy, FlowKey, SIGNATURE_OPEN, Side};
+use crate::maps::{BANKS, Endpoint, EndpointPolicy, FLOW_AFTER_NAT, FlowKey, SIGNATURE_OPEN, Side};
 use crate::packet::Parsed;
 
 use super::Tables;
@@ -102,7 +102,9 @@ pub(super) fn may_keep<A: Address, T: Tables<A>>(
 
 /// A flow is no longer allowed. One of TCP stays known, so that each of its packets is judged by its
 /// opening tuple: forgotten, the next one would look like one in mid-stream after an eviction, and pass
-/// where the rules let the other end open such a flow.
+/// where the rules let the other end open such a flow. One that may have been translated stays known too:
+/// the pre-NAT entry would let its answers in unjudged. It lives as long as they come, so that it is not
+/// the first of the two to die.
 #[inline(always)]
 pub(super) fn revoke<A: Address, T: FlowTables<A>>(
     tables: &T,
@@ -110,7 +112,9 @@ pub(super) fn revoke<A: Address, T: FlowTables<A>>(
     known: &Known<'_>,
     ip_protocol: u8,
 ) {
-    if ip_protocol != protocol::TCP {
+    if known.flow.has(FLOW_AFTER_NAT) {
+        known.flow.seen.set(tables.now());
+    } else if ip_protocol != protocol::TCP {
         forget(tables, key, known);
     }
 }

@@ -2,14 +2,13 @@
 
 use crate::flow::{Known, Opening, find, promote};
 use crate::maps::{
-    ADDRESS_ENDPOINT, AddressInfo, Endpoint, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED,
-    State, slot_of,
+    Endpoint, FLOW_AFTER_NAT, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, State, slot_of,
 };
 use crate::packet::{Kind, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, unlocked_slot};
+use super::{Family, Hook, Tables, Verdict, opens_with, unlocked_slot, waits_with};
 
 /// The stack delivers anything but an ICMP error to a pod: tc egress of its host interface.
 #[inline(always)]
@@ -25,10 +24,11 @@ pub fn to_pod<A: Family, T: Tables<A>>(
     let generation = state.generation;
     let pass = Verdict::Pass { slot: SLOT_NONE };
     // Out of the veth it came in by: the pod's own, hairpinned by a translation.
-    if hook.mark == me {
+    let hairpin = hook.mark == me;
+    if hairpin && p.kind != Kind::Flow {
         return pass;
     }
-    let exempt = hook.made_here && hook.mark == SLOT_NONE;
+    let exempt = hairpin || hook.made_here && hook.mark == SLOT_NONE;
     if exempt && (p.kind != Kind::Flow || p.destination.is_group()) {
         return pass;
     }
@@ -42,7 +42,7 @@ pub fn to_pod<A: Family, T: Tables<A>>(
         return Verdict::ingress(reason, ifindex);
     }
     // Whoever sent it, if that is a local pod that owes its egress verdict on this tuple.
-    let owing = if hook.mark == SLOT_NONE || hook.mark == SLOT_SETTLED { SLOT_NONE } else { hook.mark };
+    let owing = if hairpin || hook.mark == SLOT_SETTLED { SLOT_NONE } else { hook.mark };
     let sender = if owing == SLOT_NONE {
         None
     } else {
@@ -53,9 +53,9 @@ pub fn to_pod<A: Family, T: Tables<A>>(
     };
     let now = tables.now();
     let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    let local = match tables.address(&p.source) {
-        AddressInfo { kind: ADDRESS_ENDPOINT, slot } if owing == SLOT_NONE => slot,
-        _ => owing,
+    let local = match sender {
+        Some(sender) => opens_with(&p.source, sender),
+        None => waits_with(tables.address(&p.source)),
     };
     if !p.is_bare_syn()
         && let Some(known) = find(tables, &key, [me, local], now)
@@ -106,9 +106,10 @@ pub fn to_pod<A: Family, T: Tables<A>>(
             };
         };
         if let Some(sender) = sender {
+            opening.flags = FLOW_AFTER_NAT;
             opening.sender = (owing, sender.generation);
             if opener == source {
-                opening.owner = owing;
+                opening.owner = local;
             }
         }
         opening.opener = opener;

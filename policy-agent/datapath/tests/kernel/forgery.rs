@@ -316,7 +316,10 @@ fn nobody_outside_has_this_nodes_addresses() {
         let own: IpAddr = "192.0.2.77".parse().unwrap();
         let service: IpAddr = "10.96.0.1".parse().unwrap();
         let node: IpAddr = "192.0.2.78".parse().unwrap();
-        lab.datapath.set_addresses(&[own].into(), &[service].into(), &[&other_node(node)]).unwrap();
+        // Services may name nodes' addresses: those stay what they are.
+        let both: IpAddr = "192.0.2.79".parse().unwrap();
+        let services = [service, own, both].into();
+        lab.datapath.set_addresses(&[own].into(), &services, &[&other_node(node), &other_node(both)]).unwrap();
         let arrives = |source: IpAddr| {
             let target = if source.is_ipv4() { IpAddr::from(pod.v4) } else { IpAddr::from(pod.v6) };
             let packet = ip(source, target, TCP, &tcp(1, 2, SYN));
@@ -333,7 +336,7 @@ fn nobody_outside_has_this_nodes_addresses() {
         ] {
             assert_eq!(arrives(forged).result, DROP, "{forged}");
         }
-        for honest in [node, OUTSIDE4.into(), OUTSIDE6.into()] {
+        for honest in [node, both, OUTSIDE4.into(), OUTSIDE6.into()] {
             let run = arrives(honest);
             assert_eq!((run.result, run.mark), (PASS, crate::lab::elsewhere()), "{honest}");
         }
