@@ -19,10 +19,12 @@
 pub mod agent;
 pub mod cluster;
 pub mod control_plane;
+pub mod datagram;
 pub mod fabric;
 pub mod http;
 pub mod namespace;
 pub mod probe;
+pub mod proxy;
 pub mod runtime;
 pub mod soak;
 pub mod wait;
