@@ -7,11 +7,13 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, NODE_NONE, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Family, Tables};
+use fairlead_common::verdict::{self, Tables, Verdict};
 
 use crate::packet::{PACKET_HOST, Skb};
+use crate::steps::Steps;
 use crate::tables::{Maps, state, tunnel4, tunnel6};
 use crate::trampoline::raw;
+use crate::uplink::answer;
 use crate::verdict::{Counted, act, drop_here};
 
 /// tc ingress of the overlay device: what other nodes sent through a tunnel.
@@ -60,7 +62,7 @@ fn sender(skb: &Skb, state: &State) -> u32 {
 }
 
 #[inline(always)]
-fn arriving<A: Family>(skb: &Skb, state: &State, node: u32, source: A) -> i32
+fn arriving<A: Steps>(skb: &Skb, state: &State, node: u32, source: A) -> i32
 where
     Maps: Tables<A>,
 {
@@ -70,6 +72,9 @@ where
         // A tunnel leads to one node: whatever address its frames bear, they are for this one.
         // SAFETY: the context is valid. Failed, the host's stack does not take the packet.
         let _ = unsafe { bpf_skb_change_type(skb.0, PACKET_HOST) };
+    }
+    if matches!(verdict, Verdict::Pass { .. }) {
+        return answer(skb, state);
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };

@@ -44,11 +44,17 @@ where
     let hook = skb.hook(state);
     let verdict = verdict::from_uplink(&Maps, &hook, &source);
     if verdict == (Verdict::Pass { slot: SLOT_SETTLED }) {
-        return if skb.ether_type() == ETHER_IPV4 { answer4(skb, state) } else { answer6(skb, state) };
+        return answer(skb, state);
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };
     act(skb, state, verdict, &p, Counted::No)
+}
+
+/// What may be an answer to a pod that opened the flow through a translation.
+#[inline(always)]
+pub(crate) fn answer(skb: &Skb, state: &State) -> i32 {
+    if skb.ether_type() == ETHER_IPV4 { answer4(skb, state) } else { answer6(skb, state) }
 }
 
 #[inline(never)]

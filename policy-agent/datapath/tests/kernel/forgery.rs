@@ -319,7 +319,9 @@ fn nobody_outside_has_this_nodes_addresses() {
         // Services may name nodes' addresses: those stay what they are.
         let both: IpAddr = "192.0.2.79".parse().unwrap();
         let services = [service, own, both].into();
-        lab.datapath.set_addresses(&[own].into(), &services, &[&other_node(node), &other_node(both)]).unwrap();
+        lab.datapath
+            .set_addresses(&[own].into(), &services, &[&other_node(node), &other_node(both)])
+            .unwrap();
         let arrives = |source: IpAddr| {
             let target = if source.is_ipv4() { IpAddr::from(pod.v4) } else { IpAddr::from(pod.v6) };
             let packet = ip(source, target, TCP, &tcp(1, 2, SYN));
