@@ -8,8 +8,8 @@ use fairlead_common::address::Address;
 use fairlead_common::flow::FlowTables;
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, FirstFragment, Flow, FlowKey, FragmentKey, Pending,
-    PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED, State, slot_of,
+    AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, FirstFragment, Flow, FlowKey, FragmentKey,
+    NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED, State, slot_of,
 };
 use fairlead_common::packet::{Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
@@ -182,6 +182,10 @@ impl<A: Address + Eq + Hash> Tables<A> for Host<A> {
         self.addresses.get(&address.words()).copied().unwrap_or(AddressInfo::UNKNOWN)
     }
 
+    fn remote(&self, _: &A) -> u32 {
+        NODE_NONE
+    }
+
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment> {
         self.fragments.get(key).copied()
     }
@@ -198,7 +202,8 @@ pub const STATE: State = State {
     mark_mask: 0x0fff_0000,
     mark_shift: 16,
     overlay_port: 0,
-    reserved: [0; 3],
+    reserved: 0,
+    overlay_id: 0,
 };
 
 /// The interface index of endpoint `n`.
