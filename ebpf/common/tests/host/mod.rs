@@ -18,7 +18,7 @@ use fairlead_common::verdict::{
 };
 
 /// A frame in memory.
-pub struct Frame<'a>(pub &'a [u8]);
+pub(crate) struct Frame<'a>(pub(crate) &'a [u8]);
 
 impl Packet for Frame<'_> {
     fn len(&self) -> u32 {
@@ -76,7 +76,7 @@ impl<K: Copy + Eq + Hash, V> Map<K, V> {
 }
 
 /// Tables of one family for a few endpoints; no peers, so that an endpoint's default sets decide.
-pub struct Host<A: 'static> {
+pub(crate) struct Host<A: 'static> {
     endpoints: HashMap<u32, Endpoint>,
     pub addresses: HashMap<[u32; 4], AddressInfo>,
     flows: Map<FlowKey<A>, Flow>,
@@ -86,7 +86,7 @@ pub struct Host<A: 'static> {
 }
 
 impl<A: Address + Eq + Hash> Host<A> {
-    pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+    pub(crate) fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
         Self {
             endpoints: endpoints.into_iter().map(|e| (slot_of(e.ifindex), e)).collect(),
             addresses: HashMap::new(),
@@ -98,11 +98,11 @@ impl<A: Address + Eq + Hash> Host<A> {
     }
 
     /// Entries of flows, answered or not.
-    pub fn flow_count(&self) -> usize {
+    pub(crate) fn flow_count(&self) -> usize {
         self.flows.0.borrow().len() + self.pending.0.borrow().len()
     }
 
-    pub fn set_policy(&mut self, ifindex: u32, policy: EndpointPolicy) {
+    pub(crate) fn set_policy(&mut self, ifindex: u32, policy: EndpointPolicy) {
         if let Some(endpoint) = self.endpoints.get_mut(&slot_of(ifindex)) {
             endpoint.policy = [policy; BANKS];
         }
@@ -196,7 +196,7 @@ impl<A: Address + Eq + Hash> Tables<A> for Host<A> {
 }
 
 /// The node's state, generation 1.
-pub const STATE: State = State {
+pub(crate) const STATE: State = State {
     generation: 1,
     flags: fairlead_common::maps::STATE_FAST_PATH,
     mark_mask: 0x0fff_0000,
@@ -207,12 +207,12 @@ pub const STATE: State = State {
 };
 
 /// The interface index of endpoint `n`.
-pub const fn ifindex(n: u8) -> u32 {
+pub(crate) const fn ifindex(n: u8) -> u32 {
     0x10000 + n as u32
 }
 
 /// Endpoint `n`, unlocked, with addresses 10.1.0.n and fd00:1::n.
-pub fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
+pub(crate) fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
     let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes);
     Endpoint {
         ifindex: ifindex(n),
@@ -229,7 +229,11 @@ pub fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
 }
 
 /// What the programs of `ebpf/` do with a frame that a pod sends, the check of its MAC apart.
-pub fn sends<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> (Verdict, Option<Parsed<A>>) {
+pub(crate) fn sends<A: Family + Eq + Hash>(
+    host: &Host<A>,
+    n: u8,
+    frame: &[u8],
+) -> (Verdict, Option<Parsed<A>>) {
     let packet = Frame(frame);
     let refused = |reason| {
         let dropped = fairlead_common::verdict::Dropped { reason, ifindex: ifindex(n), direction: 1 };
@@ -253,7 +257,11 @@ pub fn sends<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> (Ver
 }
 
 /// What they do with a frame from outside that reaches a pod.
-pub fn receives<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> Result<Verdict, DropReason> {
+pub(crate) fn receives<A: Family + Eq + Hash>(
+    host: &Host<A>,
+    n: u8,
+    frame: &[u8],
+) -> Result<Verdict, DropReason> {
     let packet = Frame(frame);
     let endpoint = unlocked(host, ifindex(n))?;
     let mut p = fairlead_common::packet::parse::<A, _>(&packet)?;
@@ -266,7 +274,7 @@ pub fn receives<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> R
 }
 
 /// What they do with a frame of a pod that leaves the node.
-pub fn leaves<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> Verdict {
+pub(crate) fn leaves<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> Verdict {
     let mut p = Parsed::empty();
     let parsed = A::parse_into(&Frame(frame), &mut p);
     let hook = Hook { ifindex: 2, mark: slot_of(ifindex(n)), made_here: false };
@@ -274,14 +282,14 @@ pub fn leaves<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8]) -> Ver
 }
 
 /// xorshift64*: small, and the same everywhere.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -289,11 +297,11 @@ impl Random {
     }
 
     /// Below `n`, which is not 0.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() >> 33) as usize % n
     }
 
-    pub fn byte(&mut self) -> u8 {
+    pub(crate) fn byte(&mut self) -> u8 {
         (self.next() >> 40) as u8
     }
 }
