@@ -46,6 +46,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         fast_path: settings.fast_path,
         mark_mask: settings.mark_mask,
         capacities: Capacities::from(&settings.limits),
+        overlay: settings.overlay(),
         ..fairlead_datapath::Options::new(&settings.bpffs)
     })
     .context("cannot open the datapath")?;

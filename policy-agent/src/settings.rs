@@ -71,6 +71,15 @@ pub struct Values {
     /// How long a pod's ADD waits for the pod's object, as 10s or 500ms [default: 10s].
     #[arg(long, value_name = "TIME")]
     pub add_timeout: Option<String>,
+    /// How pods of other nodes are reached [default: vxlan].
+    #[arg(long)]
+    pub routing: Option<Routing>,
+    /// Network identifier (VNI) of the overlay [default: 17996].
+    #[arg(long, value_name = "ID")]
+    pub vxlan_id: Option<u32>,
+    /// UDP port of the overlay [default: 8472].
+    #[arg(long, value_name = "PORT")]
+    pub vxlan_port: Option<u16>,
     /// Whether pods are seen under the node's address outside of the cluster [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub masquerade: Option<bool>,
@@ -111,6 +120,28 @@ pub enum Source {
     Cluster(Access),
 }
 
+/// How pods of other nodes are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Routing {
+    /// By an overlay, whatever is between the nodes.
+    #[default]
+    Vxlan,
+    /// Directly where a node is on the same link, else by the overlay.
+    Auto,
+    /// Directly, which needs all nodes on a common link.
+    Direct,
+    /// By routes of somebody else.
+    None,
+}
+
+impl Routing {
+    /// Whether there is an overlay.
+    pub fn tunnels(self) -> bool {
+        matches!(self, Self::Vxlan | Self::Auto)
+    }
+}
+
 /// Settings with their defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -138,12 +169,26 @@ pub struct Settings {
     pub mark_mask: u32,
     /// How long an ADD waits.
     pub add_timeout: Duration,
+    /// How pods of other nodes are reached.
+    pub routing: Routing,
+    /// Network identifier of the overlay.
+    pub vxlan_id: u32,
+    /// UDP port of the overlay.
+    pub vxlan_port: u16,
     /// Whether pods' traffic to the outside is masqueraded.
     pub masquerade: bool,
     /// What is not outside, besides the cluster.
     pub masquerade_exclude: Vec<IpNetwork>,
     /// How much policy may need of what.
     pub limits: Limits,
+}
+
+impl Settings {
+    /// What packets of the overlay bear, where there is one.
+    pub fn overlay(&self) -> Option<fairlead_datapath::Overlay> {
+        let overlay = fairlead_datapath::Overlay { port: self.vxlan_port, id: self.vxlan_id };
+        self.routing.tunnels().then_some(overlay)
+    }
 }
 
 /// A setting that cannot be used. The process ends with exit code 2.
@@ -208,6 +253,9 @@ impl Values {
             fast_path: self.fast_path.or(other.fast_path),
             mark_mask: self.mark_mask.or(other.mark_mask),
             add_timeout: self.add_timeout.or(other.add_timeout),
+            routing: self.routing.or(other.routing),
+            vxlan_id: self.vxlan_id.or(other.vxlan_id),
+            vxlan_port: self.vxlan_port.or(other.vxlan_port),
             masquerade: self.masquerade.or(other.masquerade),
             masquerade_exclude: self.masquerade_exclude.or(other.masquerade_exclude),
             max_port_sets: self.max_port_sets.or(other.max_port_sets),
@@ -262,6 +310,14 @@ impl Values {
             cidrs: size("--max-cidrs", self.max_cidrs, default.cidrs, 1 << 22)?,
             ..default
         };
+        let vxlan_id = self.vxlan_id.unwrap_or(0x464c);
+        if vxlan_id == 0 || vxlan_id >= 1 << 24 {
+            return Err(value("--vxlan-id", format!("{vxlan_id} is not between 1 and 16777215")));
+        }
+        let vxlan_port = self.vxlan_port.unwrap_or(8472);
+        if vxlan_port == 0 {
+            return Err(value("--vxlan-port", "0 is no port".to_owned()));
+        }
         let http_listen = self.http_listen.unwrap_or_else(|| ":9470".to_owned());
         Ok(Settings {
             source,
@@ -278,6 +334,9 @@ impl Values {
             fast_path: self.fast_path.unwrap_or(true),
             mark_mask,
             add_timeout,
+            routing: self.routing.unwrap_or_default(),
+            vxlan_id,
+            vxlan_port,
             masquerade: self.masquerade.unwrap_or(true),
             masquerade_exclude: networks(&self.masquerade_exclude.unwrap_or_default())
                 .map_err(|e| value("--masquerade-exclude", e))?,

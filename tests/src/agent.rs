@@ -21,7 +21,7 @@ pub const BPFFS: &str = "/sys/fs/bpf/fairlead";
 /// Port of /readyz and others, within the node.
 const HTTP_PORT: u16 = 9470;
 /// Time that an agent may take until it is ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 /// Time that it may take to answer, or to end.
 const ANSWER: Duration = Duration::from_secs(10);
 

@@ -22,6 +22,8 @@ use crate::world::{self, NodeSpec, Object, PodSpec, World};
 
 /// Addresses of the router to the world, on the nodes' L2.
 pub const GATEWAYS: [&str; 2] = ["172.20.0.1", "fd20::1"];
+/// Its addresses in a second subnet, whose nodes reach those of the first only through it.
+const SECOND_GATEWAYS: [&str; 2] = ["172.21.0.1", "fd21::1"];
 /// Length of the prefixes of the nodes' L2, by family as in [`GATEWAYS`].
 const NODE_PREFIXES: [u8; 2] = [24, 64];
 /// Addresses of a client in the world, beyond the router.
@@ -207,8 +209,11 @@ impl Cluster {
         let namespace = Namespace::new_node(&spec.name).await?;
         let addresses: Vec<IpNetwork> = spec.addresses.iter().map(|&a| on_l2(a)).collect::<Result<_>>()?;
         fabric::connect(&self._fabric, &namespace, &addresses).await?;
-        for gateway in GATEWAYS {
+        for gateway in GATEWAYS.iter().chain(&SECOND_GATEWAYS) {
             let gateway: IpAddr = gateway.parse()?;
+            if !addresses.iter().any(|a| a.contains(gateway)) {
+                continue;
+            }
             fabric::route(&namespace, default_route(gateway)?, gateway).await?;
         }
         for cidr in &spec.pod_cidrs {
@@ -411,11 +416,15 @@ impl Cluster {
 /// The router to the world, with the client beyond it.
 async fn outside(fabric: &Namespace) -> Result<Namespace> {
     let outside = Namespace::new("outside").await?;
-    let addresses: Vec<IpNetwork> = GATEWAYS.iter().map(|a| on_l2(a.parse()?)).collect::<Result<_>>()?;
+    let addresses: Vec<IpNetwork> =
+        GATEWAYS.iter().chain(&SECOND_GATEWAYS).map(|a| on_l2(a.parse()?)).collect::<Result<_>>()?;
     fabric::connect(fabric, &outside, &addresses).await?;
     outside
         .run(|| {
             sysctl("ipv4/ip_forward", "1")?;
+            // In and out by one interface: nodes of two subnets are to stay on their way through it.
+            sysctl("ipv4/conf/all/send_redirects", "0")?;
+            sysctl("ipv4/conf/eth0/send_redirects", "0")?;
             sysctl("ipv6/conf/all/forwarding", "1")
         })
         .await??;

@@ -15,6 +15,9 @@ use rtnetlink::{Handle, MulticastGroup};
 /// Where kube-proxy in IPVS mode keeps the addresses of Services.
 const SERVICES: &str = "kube-ipvs0";
 
+/// The overlay device. It bears the node's own address a second time, so it is no uplink.
+pub const OVERLAY: &str = "fl-overlay";
+
 /// An interface of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
@@ -24,11 +27,13 @@ pub struct Interface {
     pub name: String,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Whether it leads nowhere: loopback, or [`SERVICES`]. Its addresses are not the node's own, and
-    /// it is no uplink.
+    /// Whether it is loopback, [`SERVICES`] or [`OVERLAY`]. Its addresses are not the node's own for
+    /// that, and it is no uplink.
     pub inward: bool,
     /// Whether its frames are Ethernet's.
     pub ethernet: bool,
+    /// Whether its administrator has set it up.
+    pub up: bool,
     /// Its addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// Its addresses with the prefixes that are on the link.
@@ -99,10 +104,11 @@ pub async fn interfaces(handle: &Handle) -> Result<Interfaces, rtnetlink::Error>
             }
         }
         let index = link.header.index;
-        let inward = link.header.flags.contains(LinkFlags::Loopback) || name == SERVICES;
+        let inward = link.header.flags.contains(LinkFlags::Loopback) || name == SERVICES || name == OVERLAY;
         let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+        let up = link.header.flags.contains(LinkFlags::Up);
         let (addresses, networks) = (BTreeSet::new(), BTreeSet::new());
-        all.insert(index, Interface { index, name, mtu, inward, ethernet, addresses, networks });
+        all.insert(index, Interface { index, name, mtu, inward, ethernet, up, addresses, networks });
     }
     let mut addresses = handle.address().get().execute();
     while let Some(message) = addresses.try_next().await? {

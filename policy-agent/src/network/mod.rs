@@ -2,6 +2,7 @@
 
 pub mod links;
 mod nft;
+mod overlay;
 pub mod plan;
 mod routes;
 mod sysctl;
@@ -21,6 +22,7 @@ use crate::engine::{EngineHandle, Message, Published};
 use crate::settings::Settings;
 
 use links::{Interface, Interfaces, Notice};
+use routes::Routes;
 
 pub(crate) use routes::PROTOCOL;
 pub(crate) use sysctl::put_back;
@@ -52,7 +54,10 @@ pub struct Network {
     engine: EngineHandle,
     published: watch::Receiver<Published>,
     readiness: watch::Sender<Readiness>,
-    routes: rtnetlink::Handle,
+    handle: rtnetlink::Handle,
+    routes: Routes,
+    /// The overlay device as it was last made.
+    overlay: Option<(u32, overlay::Wanted)>,
     own: Option<BTreeSet<std::net::IpAddr>>,
     /// Interfaces that have the uplink's programs.
     attached: BTreeSet<u32>,
@@ -76,7 +81,7 @@ impl Network {
         published: watch::Receiver<Published>,
         readiness: watch::Sender<Readiness>,
     ) -> std::io::Result<Self> {
-        let (connection, routes, _) = rtnetlink::new_connection()?;
+        let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         Ok(Self {
             settings,
@@ -84,7 +89,9 @@ impl Network {
             engine,
             published,
             readiness,
-            routes,
+            routes: Routes::new(handle.clone()),
+            handle,
+            overlay: None,
             own: None,
             attached: BTreeSet::new(),
             table: nft::Table::default(),
@@ -167,10 +174,11 @@ impl Network {
         let distrust = std::mem::take(&mut self.distrust);
         if distrust {
             self.interfaces = None;
+            self.routes.distrust();
         }
         let interfaces = match self.interfaces.take() {
             Some(interfaces) => interfaces,
-            None => match links::interfaces(&self.routes).await {
+            None => match links::interfaces(&self.handle).await {
                 Ok(interfaces) => {
                     self.engine.tell(Message::Links(interfaces.indexes()));
                     interfaces
@@ -235,12 +243,29 @@ impl Network {
             // Without its programs nothing of a pod leaves there, see the table.
             now.problems.extend(self.attach(exit).await.err());
         }
+        let mtu = plan::mtu(uplink.mtu, self.settings.routing, node);
+        let overlay = match self.overlay(interfaces, node, mtu).await {
+            Ok(overlay) => overlay,
+            Err(problem) => {
+                self.overlay = None;
+                now.problems.push(problem);
+                None
+            }
+        };
+        let ipv6 = node.pod_cidrs.iter().any(|c| c.is_ipv6());
         let journal = sysctl_journal(&self.settings.run);
-        now.problems.extend(sysctl::set(&uplink.name, node.pod_cidrs.iter().any(|c| c.is_ipv6()), &journal));
-        let (wanted, problems) = plan::wanted(name, &published.nodes, uplink.index);
-        now.problems.extend(problems);
-        now.problems.extend(routes::reconcile(&self.routes, &wanted).await);
-        let table = self.contents(published, node);
+        now.problems.extend(sysctl::set(&uplink.name, ipv6, &journal));
+        let plan = plan::plan(&plan::Site {
+            own: name,
+            nodes: &published.nodes,
+            interfaces,
+            uplink,
+            routing: self.settings.routing,
+            overlay: overlay.map(|interface| plan::Overlay { interface, id: self.settings.vxlan_id }),
+        });
+        now.problems.extend(self.routes.reconcile(&plan).await);
+        now.problems.extend(plan.problems);
+        let table = self.contents(published, node, overlay);
         if let Err(e) = self.table.ensure(&table) {
             now.problems.push(format!("nftables, table inet fairlead: {e}"));
         }
@@ -250,7 +275,7 @@ impl Network {
         let info = NodeInfo {
             node_name: name.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
-            mtu: self.settings.mtu.unwrap_or(uplink.mtu),
+            mtu: self.settings.mtu.unwrap_or(mtu),
             frozen: self.frozen.clone(),
             add_timeout_ms: u64::try_from(self.settings.add_timeout.as_millis()).unwrap_or(u64::MAX),
         };
@@ -263,6 +288,44 @@ impl Network {
             self.installed = true;
         }
         Ok(())
+    }
+
+    /// Sees to the overlay device, or that there is none; returns its index.
+    async fn overlay(
+        &mut self,
+        interfaces: &Interfaces,
+        own: &Node,
+        mtu: u32,
+    ) -> Result<Option<u32>, String> {
+        let there = overlay::index(interfaces);
+        if !self.settings.routing.tunnels() {
+            if let Some(index) = there {
+                overlay::remove(&self.handle, index).await?;
+                self.routes.distrust();
+            }
+            return Ok(None);
+        }
+        let first = |ipv6: bool| own.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6);
+        let addresses = [first(false), first(true)].into_iter().flatten().collect();
+        let wanted = overlay::Wanted { port: self.settings.vxlan_port, mtu, addresses };
+        if let (Some(index), Some((known, as_known))) = (there, &self.overlay)
+            && index == *known
+            && wanted == *as_known
+            && overlay::is_set_up(interfaces, index, &wanted)
+        {
+            return Ok(Some(index));
+        }
+        let index = overlay::make(&self.handle, &wanted).await?;
+        // Before it is up: nothing passes it unseen.
+        self.engine
+            .ask(|reply| Message::Overlay(index, reply))
+            .await
+            .map_err(|e| e.message)?
+            .map_err(|e| format!("attaching to {}: {e}", links::OVERLAY))?;
+        overlay::set_up(&self.handle, interfaces, index, &wanted).await?;
+        self.routes.distrust();
+        self.overlay = Some((index, wanted));
+        Ok(Some(index))
     }
 
     /// Gives an interface the programs for what comes from elsewhere and what leaves.
@@ -280,7 +343,7 @@ impl Network {
     }
 
     /// What the table of nftables is to hold.
-    fn contents(&self, published: &Published, own: &Node) -> nft::Contents {
+    fn contents(&self, published: &Published, own: &Node, overlay: Option<u32>) -> nft::Contents {
         let cidrs = published.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
         let addresses = published.nodes.values().flat_map(|node| &node.addresses).map(|a| (*a).into());
         let excluded = self.settings.masquerade_exclude.iter().copied();
@@ -288,8 +351,11 @@ impl Network {
             masquerade: self.settings.masquerade,
             pods: nft::maximal(own.pod_cidrs.iter().copied()),
             inside: nft::maximal(cidrs.chain(addresses).chain(excluded)),
-            exits: self.attached.clone(),
+            exits: self.attached.iter().copied().chain(overlay).collect(),
             mark_mask: self.settings.mark_mask,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

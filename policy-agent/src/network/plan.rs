@@ -1,10 +1,13 @@
 //! Which routes there should be. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fairlead_policy::model::Node;
 use ipnetwork::IpNetwork;
+
+use super::links::{Interface, Interfaces};
+use crate::settings::Routing;
 
 /// Metric of the routes that catch what no pod has: behind every other.
 pub const LAST_METRIC: u32 = 0xffff_fff0;
@@ -13,9 +16,20 @@ pub const LAST_METRIC: u32 = 0xffff_fff0;
 /// same destination: those of the kernel and of people have 0, 256 or 1024 unless told otherwise.
 pub const METRIC: u32 = 0x464c;
 
+/// The kernel's main table.
+pub const MAIN: u32 = 254;
+/// The table that only pods' packets ask: through the overlay to other nodes' addresses, so that a
+/// fabric that knows no pod never sees one.
+pub const PODS: u32 = 0x464c;
+
+/// What VXLAN adds to a packet in bytes: Ethernet, VXLAN, UDP, and IPv4 or IPv6.
+const OVERHEAD: [u32; 2] = [14 + 8 + 8 + 20, 14 + 8 + 8 + 40];
+
 /// A route of Fairlead's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
+    /// [`MAIN`] or [`PODS`].
+    pub table: u32,
     /// Destination.
     pub to: IpNetwork,
     /// How it gets there.
@@ -29,22 +43,84 @@ pub enum Way {
     Gateway {
         /// The node's address.
         address: IpAddr,
-        /// The uplink.
+        /// The interface on that link.
         interface: u32,
+    },
+    /// Through the overlay.
+    Overlay {
+        /// The overlay device.
+        interface: u32,
+        /// Network identifier.
+        id: u32,
+        /// Outer addresses, of one family: this node's and the other's.
+        source: IpAddr,
+        /// See there.
+        destination: IpAddr,
+        /// What fits into the tunnel, in bytes.
+        mtu: u32,
     },
     /// Not at all: an address of this node's that no pod has must not travel in circles.
     Unreachable,
 }
 
-/// The routes of the node `own`, and what stands in the way of some.
+/// The overlay device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// Its index.
+    pub interface: u32,
+    /// Network identifier of what is sent.
+    pub id: u32,
+}
+
+/// What a node has to plan with.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Name of this node.
+    pub own: &'a str,
+    /// All nodes.
+    pub nodes: &'a BTreeMap<String, Node>,
+    /// Its interfaces.
+    pub interfaces: &'a Interfaces,
+    /// The one towards the other nodes.
+    pub uplink: &'a Interface,
+    /// How to reach them.
+    pub routing: Routing,
+    /// The overlay device, where [`Routing::tunnels`].
+    pub overlay: Option<Overlay>,
+}
+
+/// What there should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Routes.
+    pub routes: BTreeSet<Route>,
+    /// From where packets ask table [`PODS`] first.
+    pub sources: BTreeSet<IpNetwork>,
+    /// What stands in the way of some.
+    pub problems: Vec<String>,
+}
+
+/// MTU of pods and of the overlay device, in bytes: what fits to every node, so that it need not change
+/// when nodes come and go.
+pub fn mtu(uplink: u32, routing: Routing, own: &Node) -> u32 {
+    let ipv6 = !own.addresses.iter().any(IpAddr::is_ipv4);
+    let overhead = if routing.tunnels() { OVERHEAD[usize::from(ipv6)] } else { 0 };
+    uplink.saturating_sub(overhead)
+}
+
+/// Works out routes.
 ///
-/// Of nodes with the same pod CIDR the first by name has it, and nothing takes addresses from `own`.
-pub fn wanted(own: &str, nodes: &BTreeMap<String, Node>, uplink: u32) -> (BTreeSet<Route>, Vec<String>) {
-    let mut routes = BTreeSet::new();
-    let mut problems = Vec::new();
+/// Of nodes with the same pod CIDR the first by name has it, and nothing takes addresses from this node.
+pub fn plan(site: &Site<'_>) -> Plan {
+    let Site { own, nodes, .. } = *site;
+    let mut plan = Plan::default();
+    let Plan { routes, problems, .. } = &mut plan;
+    let near = Near::of(site);
     let own_cidrs = nodes.get(own).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
     let mut holders: BTreeMap<(IpAddr, u8), &str> = BTreeMap::new();
+    let mut tunnelled = [false; 2];
     for (name, node) in nodes {
+        let mut families = [false; 2];
         for cidr in &node.pod_cidrs {
             let Ok(to) = IpNetwork::new(cidr.network(), cidr.prefix()) else { continue };
             if to.prefix() == 0 {
@@ -52,7 +128,10 @@ pub fn wanted(own: &str, nodes: &BTreeMap<String, Node>, uplink: u32) -> (BTreeS
                 continue;
             }
             if name == own {
-                routes.insert(Route { to, by: Way::Unreachable });
+                routes.insert(Route { table: MAIN, to, by: Way::Unreachable });
+                continue;
+            }
+            if site.routing == Routing::None {
                 continue;
             }
             if let Some(mine) = own_cidrs.iter().find(|mine| mine.prefix() > 0 && overlap(mine, &to)) {
@@ -65,17 +144,101 @@ pub fn wanted(own: &str, nodes: &BTreeMap<String, Node>, uplink: u32) -> (BTreeS
                 problems.push(format!("no route to {to} of Node {name}: Node {holder} has it already"));
                 continue;
             }
-            match node.addresses.iter().find(|a| a.is_ipv6() == to.is_ipv6()) {
-                Some(address) => {
-                    let by = Way::Gateway { address: *address, interface: uplink };
-                    routes.insert(Route { to, by });
+            match near.way(site, node, to.is_ipv6()) {
+                Ok(by) => {
+                    families[usize::from(to.is_ipv6())] |= matches!(by, Way::Overlay { .. });
+                    routes.insert(Route { table: MAIN, to, by });
                 }
-                None => problems
-                    .push(format!("no route to {to} of Node {name}: the node has no address of that family")),
+                Err(why) => problems.push(format!("no route to {to} of Node {name}: {why}")),
+            }
+        }
+        for address in node.addresses.iter().filter(|a| families[usize::from(a.is_ipv6())]) {
+            if let Ok(by) = near.tunnel(site, node) {
+                tunnelled[usize::from(address.is_ipv6())] = true;
+                routes.insert(Route { table: PODS, to: (*address).into(), by });
             }
         }
     }
-    (routes, problems)
+    let sources = own_cidrs.iter().filter(|c| c.prefix() > 0 && tunnelled[usize::from(c.is_ipv6())]);
+    plan.sources = sources.filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok()).collect();
+    plan
+}
+
+/// What is on this node's links, and under which addresses it can be reached itself.
+struct Near {
+    /// The uplink's first.
+    networks: Vec<(IpNetwork, u32)>,
+    /// Whether the uplink's own address of a family has no network around it.
+    alone: [bool; 2],
+    /// This node's address by family.
+    own: [Option<IpAddr>; 2],
+}
+
+impl Near {
+    fn of(site: &Site<'_>) -> Self {
+        let mut networks = Vec::new();
+        let others = site.interfaces.exits().filter(|i| i.index != site.uplink.index);
+        for interface in std::iter::once(site.uplink).chain(others) {
+            let wide = interface.networks.iter().filter(|n| {
+                let link_local = matches!(n.ip(), IpAddr::V6(a) if a.is_unicast_link_local());
+                n.prefix() < length(n.is_ipv6()) && !link_local
+            });
+            networks.extend(wide.map(|n| (*n, interface.index)));
+        }
+        let own_addresses =
+            site.nodes.get(site.own).map(|node| node.addresses.as_slice()).unwrap_or_default();
+        let alone = [false, true].map(|ipv6| {
+            let own = |n: &&IpNetwork| n.is_ipv6() == ipv6 && own_addresses.contains(&n.ip());
+            site.uplink.networks.iter().find(own).is_some_and(|n| n.prefix() == length(ipv6))
+        });
+        let own = [false, true].map(|ipv6| own_addresses.iter().copied().find(|a| a.is_ipv6() == ipv6));
+        Self { networks, alone, own }
+    }
+
+    /// The way to a node's pods of a family.
+    fn way(&self, site: &Site<'_>, node: &Node, ipv6: bool) -> Result<Way, String> {
+        match site.routing {
+            Routing::Vxlan => self.tunnel(site, node),
+            Routing::Auto => self.gateway(node, ipv6).map_or_else(|| self.tunnel(site, node), Ok),
+            Routing::Direct | Routing::None => {
+                let Some(address) = node.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6) else {
+                    return Err("the node has no address of that family".to_owned());
+                };
+                // Where nodes have /32 or /128 addresses, others are on the link all the same.
+                let alone = self.alone[usize::from(ipv6)];
+                let on_link = alone.then_some(Way::Gateway { address, interface: site.uplink.index });
+                self.gateway(node, ipv6).or(on_link).ok_or_else(|| {
+                    format!("{address} is on no link of this node (routing auto would use the overlay)")
+                })
+            }
+        }
+    }
+
+    fn gateway(&self, node: &Node, ipv6: bool) -> Option<Way> {
+        let of_family = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
+        let found = of_family.filter_map(|address| {
+            let place = self.networks.iter().position(|(network, _)| network.contains(*address))?;
+            Some((place, *address))
+        });
+        let (place, address) = found.min()?;
+        Some(Way::Gateway { address, interface: self.networks.get(place)?.1 })
+    }
+
+    fn tunnel(&self, site: &Site<'_>, node: &Node) -> Result<Way, String> {
+        let Some(overlay) = site.overlay else { return Err("there is no overlay device".to_owned()) };
+        let ends = [false, true].into_iter().find_map(|ipv6| {
+            let other = node.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6)?;
+            Some((self.own[usize::from(ipv6)]?, other, OVERHEAD[usize::from(ipv6)]))
+        });
+        let (source, destination, overhead) =
+            ends.ok_or_else(|| "this node and that one have no addresses of a common family".to_owned())?;
+        let mtu = site.uplink.mtu.saturating_sub(overhead);
+        Ok(Way::Overlay { interface: overlay.interface, id: overlay.id, source, destination, mtu })
+    }
+}
+
+fn length(ipv6: bool) -> u8 {
+    if ipv6 { 128 } else { 32 }
 }
 
 /// Whether two networks have addresses in common: one holds the other then.
@@ -83,80 +246,12 @@ fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
 }
 
+/// The next hop of everything on the overlay device; the tunnel says where it really goes. One for all
+/// nodes, so that there is one neighbour entry however many there are.
+pub const GATEWAYS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 70, 76)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x464c)),
+];
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> (String, Node) {
-        let node = Node {
-            name: name.to_owned(),
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
-        };
-        (name.to_owned(), node)
-    }
-
-    #[test]
-    fn others_by_their_address_of_the_family_and_own_nowhere() {
-        let nodes = BTreeMap::from([
-            node("a", &["192.0.2.1", "2001:db8::1"], &["10.0.1.0/24", "fd00:1::/64"]),
-            node("b", &["192.0.2.2", "2001:db8::2"], &["10.0.2.0/24", "fd00:2::/64"]),
-            node("c", &["192.0.2.3"], &["10.0.3.0/24", "fd00:3::/64"]),
-        ]);
-        let (routes, problems) = wanted("a", &nodes, 7);
-        let by = |address: &str| Way::Gateway { address: address.parse().unwrap(), interface: 7 };
-        let expected = [
-            ("10.0.1.0/24", Way::Unreachable),
-            ("fd00:1::/64", Way::Unreachable),
-            ("10.0.2.0/24", by("192.0.2.2")),
-            ("fd00:2::/64", by("2001:db8::2")),
-            ("10.0.3.0/24", by("192.0.2.3")),
-        ];
-        let expected = expected.map(|(to, by)| Route { to: to.parse().unwrap(), by });
-        assert_eq!(routes, BTreeSet::from(expected));
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].contains("fd00:3::/64 of Node c"), "{}", problems[0]);
-    }
-
-    #[test]
-    fn the_first_by_name_has_a_cidr_and_nobody_takes_ours() {
-        let by = |address: &str| Way::Gateway { address: address.parse().unwrap(), interface: 7 };
-        let nodes = BTreeMap::from([
-            node("a", &["192.0.2.1"], &["10.0.0.0/8"]),
-            node("b", &["192.0.2.2"], &["10.0.2.0/24", "10.0.9.0/24"]),
-            node("c", &["192.0.2.3"], &["10.0.3.0/24", "0.0.0.0/0"]),
-            node("d", &["192.0.2.4"], &["10.0.3.128/25", "10.0.9.0/24"]),
-            node("e", &["192.0.2.5"], &["10.0.2.64/26"]),
-        ]);
-        let (routes, problems) = wanted("b", &nodes, 7);
-        let expected = [
-            ("10.0.2.0/24", Way::Unreachable),
-            ("10.0.9.0/24", Way::Unreachable),
-            ("10.0.3.0/24", by("192.0.2.3")),
-            ("10.0.3.128/25", by("192.0.2.4")),
-        ];
-        let expected = expected.map(|(to, by)| Route { to: to.parse().unwrap(), by });
-        assert_eq!(routes, BTreeSet::from(expected));
-        let mine = "of this node, b";
-        assert_eq!(
-            problems,
-            [
-                format!("no route to 10.0.0.0/8 of Node a: it overlaps 10.0.2.0/24 {mine}"),
-                "no route to 0.0.0.0/0 of Node c: that is every address".to_owned(),
-                format!("no route to 10.0.9.0/24 of Node d: it overlaps 10.0.9.0/24 {mine}"),
-                format!("no route to 10.0.2.64/26 of Node e: it overlaps 10.0.2.0/24 {mine}"),
-            ]
-        );
-
-        let nodes = BTreeMap::from([
-            node("a", &["192.0.2.1"], &["10.0.1.0/24"]),
-            node("b", &["192.0.2.2"], &["10.0.2.0/24"]),
-            node("c", &["192.0.2.3"], &["10.0.2.0/24"]),
-        ]);
-        let (routes, problems) = wanted("a", &nodes, 7);
-        let expected = [("10.0.1.0/24", Way::Unreachable), ("10.0.2.0/24", by("192.0.2.2"))]
-            .map(|(to, by)| Route { to: to.parse().unwrap(), by });
-        assert_eq!(routes, BTreeSet::from(expected));
-        assert_eq!(problems, ["no route to 10.0.2.0/24 of Node c: Node b has it already"]);
-    }
-}
+mod tests;

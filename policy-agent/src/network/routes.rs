@@ -1,64 +1,156 @@
-//! Routes in the kernel.
+//! Routes and rules in the kernel.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteIp6Tunnel, RouteIp6TunnelFlags, RouteIpTunnel,
+    RouteLwEnCapType, RouteLwTunnelEncap, RouteMessage, RouteMetric, RouteProtocol, RouteType,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
-use super::plan::{LAST_METRIC, METRIC, Route, Way};
+use super::plan::{GATEWAYS, LAST_METRIC, MAIN, METRIC, PODS, Plan, Route, Way};
 
-/// Marks routes as Fairlead's; `rtnetlink(7)`, values from 5 up are for applications.
+/// Marks routes and rules as Fairlead's; `rtnetlink(7)`, values from 5 up are for applications.
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(70);
+/// Priority of Fairlead's rules: before that of the main table, 32766.
+const PRIORITY: u32 = 0x464c;
 
-/// What a family's kernel table tells routes apart by.
-type Place = (IpNetwork, u32);
+/// What a family's kernel tables tell routes apart by: table, destination, metric.
+type Place = (u32, IpNetwork, u32);
 
-/// Makes the kernel have these routes of Fairlead's and no others; returns what went wrong.
-///
-/// Routes of others stay as they are, also where they are in the way.
-pub(super) async fn reconcile(handle: &Handle, wanted: &BTreeSet<Route>) -> Vec<String> {
-    let mut problems = Vec::new();
-    let there = match list(handle).await {
-        Ok(there) => there,
-        Err(e) => return vec![format!("listing routes: {e}")],
-    };
-    let kept: BTreeSet<&Route> = there.iter().filter_map(|(route, _)| route.as_ref()).collect();
-    let places: BTreeSet<Place> = there.iter().filter_map(|(_, message)| place(message)).collect();
-    for route in wanted.iter().filter(|route| !kept.contains(route)) {
-        let add = handle.route().add(message(route));
-        // Without "replace" the kernel refuses where anything is in its place.
-        let ours = places.contains(&(route.to, metric(&route.by)));
-        let add = if ours { add.replace() } else { add };
-        if let Err(e) = add.execute().await {
-            let why = if errno(&e) == libc::EEXIST {
-                format!("another's route with metric {} is in its place", metric(&route.by))
-            } else {
-                e.to_string()
-            };
-            problems.push(match &route.by {
-                Way::Gateway { address, .. } => format!("no route to {} via {address}: {why}", route.to),
-                Way::Unreachable => format!("no unreachable route for {}: {why}", route.to),
-            });
-        }
+/// Fairlead's routes and rules.
+pub(super) struct Routes {
+    handle: Handle,
+    /// What the kernel has, where that is known: else it is asked first.
+    there: Option<(BTreeSet<Route>, BTreeSet<IpNetwork>)>,
+    /// Changes that the kernel was told of so far.
+    pub(super) changes: u64,
+}
+
+impl Routes {
+    pub(super) fn new(handle: Handle) -> Self {
+        Self { handle, there: None, changes: 0 }
     }
-    for (route, message) in there {
-        if route.as_ref().is_none_or(|route| !wanted.contains(route)) {
-            let to = place(&message).map_or_else(|| "?".to_owned(), |(to, _)| to.to_string());
-            match handle.route().del(message).execute().await {
-                // What was replaced is gone already; the kernel compares gateways, too.
+
+    /// Somebody else may have changed something.
+    pub(super) fn distrust(&mut self) {
+        self.there = None;
+    }
+
+    /// Makes the kernel have these routes and rules of Fairlead's and no others; returns what went
+    /// wrong. What others have stays as it is, also where it is in the way.
+    pub(super) async fn reconcile(&mut self, plan: &Plan) -> Vec<String> {
+        let (routes, rules) = match self.there.take() {
+            Some((routes, rules)) => (
+                routes.into_iter().map(|r| (message(&r), Some(r))).collect(),
+                rules.into_iter().map(|r| (rule(&r), Some(r))).collect(),
+            ),
+            None => match (routes(&self.handle).await, rules(&self.handle).await) {
+                (Ok(routes), Ok(rules)) => (routes, rules),
+                (Err(e), _) | (_, Err(e)) => return vec![format!("listing routes and rules: {e}")],
+            },
+        };
+        let mut problems = self.put_routes(&plan.routes, routes).await;
+        problems.extend(self.put_rules(&plan.sources, rules).await);
+        if problems.is_empty() {
+            self.there = Some((plan.routes.clone(), plan.sources.clone()));
+        }
+        problems
+    }
+
+    async fn put_routes(
+        &mut self,
+        wanted: &BTreeSet<Route>,
+        there: Vec<(RouteMessage, Option<Route>)>,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        let kept: BTreeSet<&Route> = there.iter().filter_map(|(_, route)| route.as_ref()).collect();
+        let places: BTreeSet<Place> = there.iter().filter_map(|(message, _)| place(message)).collect();
+        let mut replaced = BTreeSet::new();
+        for route in wanted.iter().filter(|route| !kept.contains(route)) {
+            let add = self.handle.route().add(message(route));
+            // Without "replace" the kernel refuses where anything is in its place.
+            let place = (route.table, route.to, metric(&route.by));
+            let ours = places.contains(&place);
+            let add = if ours { add.replace() } else { add };
+            self.changes += 1;
+            match add.execute().await {
+                Ok(()) => {
+                    replaced.insert(place);
+                }
+                Err(e) => {
+                    let why = if errno(&e) == libc::EEXIST {
+                        format!("another's route with metric {} is in its place", metric(&route.by))
+                    } else {
+                        e.to_string()
+                    };
+                    problems.push(format!("no {}: {why}", called(route)));
+                }
+            }
+        }
+        for (message, route) in there {
+            let place = place(&message);
+            // IPv6 does not look at the tunnel when it deletes: the new one would go in its stead.
+            if route.as_ref().is_some_and(|route| wanted.contains(route))
+                || place.is_some_and(|place| replaced.contains(&place))
+            {
+                continue;
+            }
+            let to = place.map_or_else(|| "?".to_owned(), |(_, to, _)| to.to_string());
+            self.changes += 1;
+            match self.handle.route().del(message).execute().await {
+                // Gone with its device.
                 Err(e) if errno(&e) != libc::ESRCH => {
                     problems.push(format!("an old route to {to} stays: {e}"));
                 }
                 _ => {}
             }
         }
+        problems
     }
-    problems
+
+    async fn put_rules(
+        &mut self,
+        wanted: &BTreeSet<IpNetwork>,
+        there: Vec<(RuleMessage, Option<IpNetwork>)>,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        let kept: BTreeSet<IpNetwork> = there.iter().filter_map(|(_, source)| *source).collect();
+        for source in wanted.difference(&kept) {
+            let mut add = self.handle.rule().add();
+            *add.message_mut() = rule(source);
+            self.changes += 1;
+            if let Err(e) = add.execute().await
+                && errno(&e) != libc::EEXIST
+            {
+                problems.push(format!("no rule for what comes from {source}: {e}"));
+            }
+        }
+        for (message, source) in there {
+            if source.is_some_and(|source| wanted.contains(&source)) {
+                continue;
+            }
+            self.changes += 1;
+            match self.handle.rule().del(message).execute().await {
+                Err(e) if errno(&e) != libc::ENOENT => problems.push(format!("an old rule stays: {e}")),
+                _ => {}
+            }
+        }
+        problems
+    }
+}
+
+fn called(route: &Route) -> String {
+    let to = route.to;
+    match &route.by {
+        Way::Gateway { address, .. } => format!("route to {to} via {address}"),
+        Way::Overlay { destination, .. } => format!("route to {to} through the overlay to {destination}"),
+        Way::Unreachable => format!("unreachable route for {to}"),
+    }
 }
 
 fn errno(e: &rtnetlink::Error) -> i32 {
@@ -70,52 +162,80 @@ fn errno(e: &rtnetlink::Error) -> i32 {
 
 fn metric(by: &Way) -> u32 {
     match by {
-        Way::Gateway { .. } => METRIC,
+        Way::Gateway { .. } | Way::Overlay { .. } => METRIC,
         Way::Unreachable => LAST_METRIC,
     }
 }
 
 fn message(route: &Route) -> RouteMessage {
     let mut message = match route.to {
-        IpNetwork::V4(to) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+        IpNetwork::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(to.network(), to.prefix())
+            .table_id(route.table)
             .build(),
-        IpNetwork::V6(to) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+        IpNetwork::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(to.network(), to.prefix())
+            .table_id(route.table)
             .build(),
     };
     message.header.protocol = PROTOCOL;
-    message.attributes.push(RouteAttribute::Priority(metric(&route.by)));
-    match &route.by {
-        Way::Gateway { address, interface } => {
-            let address = match address {
-                IpAddr::V4(a) => RouteAddress::Inet(*a),
-                IpAddr::V6(a) => RouteAddress::Inet6(*a),
-            };
-            // Where nodes have /32 or /128 addresses, others are on the link all the same.
-            message.header.flags.insert(RouteFlags::Onlink);
-            message.attributes.push(RouteAttribute::Gateway(address));
-            message.attributes.push(RouteAttribute::Oif(*interface));
+    let attributes = &mut message.attributes;
+    attributes.push(RouteAttribute::Priority(metric(&route.by)));
+    let (gateway, interface) = match &route.by {
+        Way::Gateway { address, interface } => (*address, *interface),
+        Way::Overlay { interface, id, source, destination, mtu } => {
+            let (kind, encap) = tunnel(u64::from(*id), *source, *destination);
+            attributes.push(RouteAttribute::EncapType(kind));
+            attributes.push(RouteAttribute::Encap(encap));
+            attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(*mtu)]));
+            (GATEWAYS[usize::from(route.to.is_ipv6())], *interface)
         }
         Way::Unreachable => {
             message.header.kind = RouteType::Unreachable;
+            return message;
         }
-    }
+    };
+    // Where nodes have /32 or /128 addresses, others are on the link all the same.
+    message.header.flags.insert(RouteFlags::Onlink);
+    attributes.push(RouteAttribute::Gateway(match gateway {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }));
+    attributes.push(RouteAttribute::Oif(interface));
     message
 }
 
-/// Fairlead's routes; without a [`Route`] where they are not of a form that it makes.
-async fn list(handle: &Handle) -> Result<Vec<(Option<Route>, RouteMessage)>, rtnetlink::Error> {
-    let mut found = Vec::new();
-    let queries = [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+/// The outer header. Over IPv6 with a checksum, which not every receiver does without.
+fn tunnel(id: u64, source: IpAddr, destination: IpAddr) -> (RouteLwEnCapType, Vec<RouteLwTunnelEncap>) {
+    if let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) {
+        let all =
+            [RouteIpTunnel::Id(id), RouteIpTunnel::Destination(destination), RouteIpTunnel::Source(source)];
+        return (RouteLwEnCapType::Ip, all.map(RouteLwTunnelEncap::Ip).into());
+    }
+    let v6 = |a: IpAddr| match a {
+        IpAddr::V4(a) => a.to_ipv6_mapped(),
+        IpAddr::V6(a) => a,
+    };
+    let all = [
+        RouteIp6Tunnel::Id(id),
+        RouteIp6Tunnel::Destination(v6(destination)),
+        RouteIp6Tunnel::Source(v6(source)),
+        RouteIp6Tunnel::Flags(RouteIp6TunnelFlags::Checksum),
     ];
+    (RouteLwEnCapType::Ip6, all.map(RouteLwTunnelEncap::Ip6).into())
+}
+
+/// Fairlead's routes; without a [`Route`] where they are not of a form that it makes.
+async fn routes(handle: &Handle) -> Result<Vec<(RouteMessage, Option<Route>)>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    let queries =
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
     for query in queries {
         let mut routes = handle.route().get(query).execute();
         while let Some(message) = routes.try_next().await? {
-            if message.header.protocol == PROTOCOL && message.header.table == RouteHeader::RT_TABLE_MAIN {
-                found.push((read(&message), message));
+            if message.header.protocol == PROTOCOL && [MAIN, PODS].contains(&table(&message)) {
+                let route = read(&message);
+                found.push((message, route));
             }
         }
     }
@@ -130,6 +250,14 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+fn table(message: &RouteMessage) -> u32 {
+    let own = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    own.unwrap_or_else(|| u32::from(message.header.table))
+}
+
 fn place(message: &RouteMessage) -> Option<Place> {
     let (mut to, mut metric) = (None, 0);
     for attribute in &message.attributes {
@@ -139,215 +267,93 @@ fn place(message: &RouteMessage) -> Option<Place> {
             _ => {}
         }
     }
-    Some((IpNetwork::new(to?, message.header.destination_prefix_length).ok()?, metric))
+    let to = IpNetwork::new(to?, message.header.destination_prefix_length).ok()?;
+    Some((table(message), to, metric))
 }
 
 fn read(message: &RouteMessage) -> Option<Route> {
-    let (mut gateway, mut interface) = (None, None);
+    let (mut gateway, mut interface, mut mtu) = (None, None, None);
+    let (mut id, mut source, mut destination) = (None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Oif(index) => interface = Some(*index),
+            RouteAttribute::Metrics(all) => {
+                mtu = all.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
+            }
+            RouteAttribute::Encap(all) => {
+                for part in all {
+                    match part {
+                        RouteLwTunnelEncap::Ip(RouteIpTunnel::Id(n))
+                        | RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Id(n)) => id = u32::try_from(*n).ok(),
+                        RouteLwTunnelEncap::Ip(RouteIpTunnel::Source(a)) => source = Some(IpAddr::V4(*a)),
+                        RouteLwTunnelEncap::Ip(RouteIpTunnel::Destination(a)) => {
+                            destination = Some(IpAddr::V4(*a));
+                        }
+                        RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Source(a)) => source = Some(IpAddr::V6(*a)),
+                        RouteLwTunnelEncap::Ip6(RouteIp6Tunnel::Destination(a)) => {
+                            destination = Some(IpAddr::V6(*a));
+                        }
+                        _ => {}
+                    }
+                }
+            }
             _ => {}
         }
     }
-    let (to, there) = place(message)?;
+    let (table, to, there) = place(message)?;
     let by = match message.header.kind {
         RouteType::Unreachable => Way::Unreachable,
-        RouteType::Unicast => Way::Gateway { address: gateway?, interface: interface? },
+        RouteType::Unicast => match destination {
+            Some(destination) => {
+                Way::Overlay { interface: interface?, id: id?, source: source?, destination, mtu: mtu? }
+            }
+            None => Way::Gateway { address: gateway?, interface: interface? },
+        },
         _ => return None,
     };
-    (there == metric(&by)).then_some(Route { to, by })
+    (there == metric(&by)).then_some(Route { table, to, by })
+}
+
+/// Table [`PODS`] first, for what comes from `source`.
+fn rule(source: &IpNetwork) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if source.is_ipv4() {
+        netlink_packet_route::AddressFamily::Inet
+    } else {
+        netlink_packet_route::AddressFamily::Inet6
+    };
+    message.header.src_len = source.prefix();
+    message.header.action = RuleAction::ToTable;
+    message.attributes.extend([
+        RuleAttribute::Source(source.network()),
+        RuleAttribute::Priority(PRIORITY),
+        RuleAttribute::Table(PODS),
+        RuleAttribute::Protocol(PROTOCOL),
+    ]);
+    message
+}
+
+/// Fairlead's rules; without a source where they are not of a form that it makes.
+async fn rules(handle: &Handle) -> Result<Vec<(RuleMessage, Option<IpNetwork>)>, rtnetlink::Error> {
+    let mut found = Vec::new();
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let mut all = handle.rule().get(family).execute();
+        while let Some(message) = all.try_next().await? {
+            let has = |wanted: &RuleAttribute| message.attributes.contains(wanted);
+            if !has(&RuleAttribute::Protocol(PROTOCOL)) {
+                continue;
+            }
+            let source = message.attributes.iter().find_map(|attribute| match attribute {
+                RuleAttribute::Source(address) => IpNetwork::new(*address, message.header.src_len).ok(),
+                _ => None,
+            });
+            let ours = has(&RuleAttribute::Priority(PRIORITY)) && has(&RuleAttribute::Table(PODS));
+            found.push((message, source.filter(|_| ours)));
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use rtnetlink::{LinkUnspec, LinkVeth};
-
-    use super::*;
-
-    /// Runs a test in a network namespace of its own, which ends with its thread.
-    pub(in crate::network) fn in_namespace<F: Future<Output = ()>>(
-        test: impl FnOnce() -> F + Send + 'static,
-    ) {
-        let thread = std::thread::spawn(|| {
-            if let Err(e) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-                let required = std::env::var_os("FAIRLEAD_REQUIRE_PRIVILEGED").is_some_and(|v| v == "1");
-                assert!(!required, "a network namespace is needed: {e}");
-                println!("not run, for want of privileges: {e}");
-                return;
-            }
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(test());
-        });
-        thread.join().unwrap();
-    }
-
-    /// A link `up0` with addresses; its index.
-    async fn uplink(handle: &Handle) -> u32 {
-        handle.link().add(LinkVeth::new("up0", "peer0").build()).execute().await.unwrap();
-        let mut index = 0;
-        for name in ["peer0", "up0", "lo"] {
-            let query = handle.link().get().match_name(name.to_owned()).execute();
-            index = query.try_collect::<Vec<_>>().await.unwrap()[0].header.index;
-            let up = LinkUnspec::new_with_index(index).up().build();
-            handle.link().set(up).execute().await.unwrap();
-            if name == "up0" {
-                for (address, length) in [("192.0.2.1", 24), ("2001:db8::1", 64)] {
-                    let address = address.parse().unwrap();
-                    handle.address().add(index, address, length).execute().await.unwrap();
-                }
-                return index;
-            }
-        }
-        index
-    }
-
-    fn route(to: &str, via: Option<&str>, interface: u32) -> Route {
-        let by = match via {
-            Some(address) => Way::Gateway { address: address.parse().unwrap(), interface },
-            None => Way::Unreachable,
-        };
-        Route { to: to.parse().unwrap(), by }
-    }
-
-    async fn there(handle: &Handle) -> BTreeSet<Route> {
-        let all = list(handle).await.unwrap();
-        let routes: BTreeSet<Route> = all.iter().filter_map(|(route, _)| route.clone()).collect();
-        assert_eq!(routes.len(), all.len(), "{all:?}");
-        routes
-    }
-
-    /// What somebody has made by hand.
-    async fn others(handle: &Handle) -> Vec<RouteMessage> {
-        let mut all = Vec::new();
-        for query in [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ] {
-            all.extend(handle.route().get(query).execute().try_collect::<Vec<_>>().await.unwrap());
-        }
-        all.retain(|m| m.header.protocol == RouteProtocol::Static);
-        // Ages and counters change by themselves.
-        all.iter_mut().for_each(|m| m.attributes.retain(|a| !matches!(a, RouteAttribute::CacheInfo(_))));
-        all
-    }
-
-    #[test]
-    fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
-        in_namespace(async || {
-            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-            tokio::spawn(connection);
-            let up = uplink(&handle).await;
-            for (to, metric) in [("10.9.0.0/24", 0), ("10.9.1.0/24", METRIC), ("fd00:9::/64", METRIC)] {
-                let via = if to.starts_with("fd") { "2001:db8::9" } else { "192.0.2.9" };
-                let mut foreign = message(&route(to, Some(via), up));
-                foreign.header.protocol = RouteProtocol::Static;
-                foreign.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
-                foreign.attributes.push(RouteAttribute::Priority(metric));
-                handle.route().add(foreign).execute().await.unwrap();
-            }
-            let foreign = others(&handle).await;
-            assert_eq!(foreign.len(), 3);
-            let first = BTreeSet::from([
-                route("10.1.1.0/24", None, up),
-                route("fd00:1::/64", None, up),
-                route("10.1.2.0/24", Some("192.0.2.2"), up),
-                route("fd00:2::/64", Some("2001:db8::2"), up),
-                route("10.1.3.0/24", Some("192.0.2.3"), up),
-            ]);
-            for _ in 0..2 {
-                assert_eq!(reconcile(&handle, &first).await, Vec::<String>::new());
-                assert_eq!(there(&handle).await, first);
-            }
-            // A node moves, in both families; one leaves; one comes.
-            let second = BTreeSet::from([
-                route("10.1.1.0/24", None, up),
-                route("fd00:1::/64", None, up),
-                route("10.1.2.0/24", Some("192.0.2.22"), up),
-                route("fd00:2::/64", Some("2001:db8::22"), up),
-                route("10.1.4.0/24", Some("192.0.2.4"), up),
-            ]);
-            assert_eq!(reconcile(&handle, &second).await, Vec::<String>::new());
-            assert_eq!(there(&handle).await, second);
-            // Another's route in the same place is left alone and said, and does not keep the others.
-            let mut third = second.clone();
-            third.insert(route("10.9.0.0/24", Some("192.0.2.5"), up));
-            third.insert(route("10.9.1.0/24", Some("192.0.2.5"), up));
-            third.insert(route("fd00:9::/64", Some("2001:db8::5"), up));
-            let problems = reconcile(&handle, &third).await;
-            let said = [("10.9.1.0/24", "192.0.2.5"), ("fd00:9::/64", "2001:db8::5")].map(|(to, via)| {
-                format!("no route to {to} via {via}: another's route with metric {METRIC} is in its place")
-            });
-            assert_eq!(problems, said);
-            third.remove(&route("fd00:9::/64", Some("2001:db8::5"), up));
-            third.remove(&route("10.9.1.0/24", Some("192.0.2.5"), up));
-            assert_eq!(there(&handle).await, third);
-            // A node that is on the link, though no address of ours says so.
-            third.insert(route("10.1.5.0/24", Some("198.51.100.1"), up));
-            third.insert(route("fd00:5::/64", Some("2001:db8:5::1"), up));
-            // What is ours and in no form of ours goes, as of a version before.
-            let mut before = message(&route("10.1.6.0/24", Some("192.0.2.6"), up));
-            before.attributes.retain(|a| !matches!(a, RouteAttribute::Priority(_)));
-            handle.route().add(before).execute().await.unwrap();
-            assert_eq!(reconcile(&handle, &third).await, Vec::<String>::new());
-            assert_eq!(there(&handle).await, third);
-            // An agent that starts anew knows its predecessor's routes.
-            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-            tokio::spawn(connection);
-            assert_eq!(reconcile(&handle, &first).await, Vec::<String>::new());
-            assert_eq!(there(&handle).await, first);
-            assert_eq!(reconcile(&handle, &BTreeSet::new()).await, Vec::<String>::new());
-            assert_eq!(there(&handle).await, BTreeSet::new());
-            assert_eq!(others(&handle).await, foreign);
-        });
-    }
-
-    #[test]
-    fn interfaces_addresses_and_links_that_go() {
-        in_namespace(async || {
-            use crate::network::links::{Notice, interfaces, notices};
-            use futures_util::StreamExt as _;
-            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
-            tokio::spawn(connection);
-            let up = uplink(&handle).await;
-            handle.link().add(LinkVeth::new("kube-ipvs0", "ipvs1").build()).execute().await.unwrap();
-            let query = handle.link().get().match_name("kube-ipvs0".to_owned()).execute();
-            let ipvs = query.try_collect::<Vec<_>>().await.unwrap()[0].header.index;
-            handle.address().add(ipvs, "10.96.0.1".parse().unwrap(), 32).execute().await.unwrap();
-            handle.address().add(1, "127.0.0.1".parse().unwrap(), 8).execute().await.unwrap();
-            let found = interfaces(&handle).await.unwrap();
-            let address: IpAddr = "192.0.2.1".parse().unwrap();
-            let own = found.addresses();
-            assert!(own.contains(&address));
-            // Loopback and kube-proxy's Services are not the node, and no way out of it.
-            let service: IpAddr = "10.96.0.1".parse().unwrap();
-            let [lo, ipvs] = ["lo", "kube-ipvs0"].map(|name| {
-                found
-                    .0
-                    .values()
-                    .find(|i| i.name == name)
-                    .unwrap()
-                    .addresses
-                    .iter()
-                    .copied()
-                    .collect::<Vec<_>>()
-            });
-            assert!(lo.contains(&"127.0.0.1".parse().unwrap()), "{lo:?}");
-            assert!(ipvs.contains(&service), "{ipvs:?}");
-            for inward in lo.iter().chain(&ipvs) {
-                assert!(!own.contains(inward));
-                assert_eq!(found.by_address(&[*inward]), None);
-            }
-            assert_eq!((found.by_name("lo"), found.by_name("kube-ipvs0")), (None, None));
-            let uplink = found.by_address(&["198.51.100.1".parse().unwrap(), address]).unwrap();
-            assert_eq!((uplink.index, uplink.name.as_str(), uplink.mtu), (up, "up0", 1500));
-            assert_eq!(found.by_name("up0"), Some(uplink));
-            let mut notices = notices().unwrap();
-            handle.link().del(up).execute().await.unwrap();
-            let gone = async { while notices.next().await != Some(Notice::LinkGone(up)) {} };
-            tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap();
-            assert_eq!(interfaces(&handle).await.unwrap().by_name("up0"), None);
-        });
-    }
-}
+pub(super) mod tests;

@@ -55,7 +55,7 @@ pub(super) fn set(uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> {
 }
 
 /// In a container its own /proc/sys cannot be written to; the host's is mounted elsewhere.
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     let hosts = Path::new("/host/proc/sys/net");
     if hosts.exists() { hosts } else { Path::new("/proc/sys/net") }.to_owned()
 }

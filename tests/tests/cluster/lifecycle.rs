@@ -76,7 +76,7 @@ async fn without_the_agent_del_works_and_add_fails_with_code_11_and_makes_nothin
     assert_eq!(recorded(&cluster, "node-a"), 1);
     cluster.unwire("a1").await.unwrap();
     let (interfaces, _) = traces(&cluster, "node-a").await;
-    assert_eq!(interfaces, BTreeSet::from(["eth0", "lo"].map(str::to_owned)));
+    assert_eq!(interfaces, BTreeSet::from(["eth0", "fl-overlay", "lo"].map(str::to_owned)));
     cluster.start_agent("node-a").await.unwrap();
     assert_eq!(cluster.node("node-a").unwrap().endpoints().await.unwrap(), []);
     cluster.wire(NS, "a2").await.unwrap();

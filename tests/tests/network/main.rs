@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests, and what they share")]
 
 mod masquerade;
+mod topology;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

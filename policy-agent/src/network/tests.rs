@@ -1,0 +1,146 @@
+//! Device, routes and rules together, in a namespace.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+
+use super::plan::{Overlay, Plan, Site};
+use super::*;
+use crate::settings::Routing;
+use routes::tests::in_namespace;
+
+fn ip(words: &str) -> String {
+    let output = Command::new("ip").args(words.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect()
+}
+
+async fn uplink(handle: &Handle) {
+    handle.link().add(LinkVeth::new("up0", "peer0").build()).execute().await.unwrap();
+    for name in ["lo", "peer0", "up0"] {
+        handle.link().set(LinkUnspec::new_with_name(name).up().build()).execute().await.unwrap();
+    }
+    ip("addr add 192.0.2.1/24 dev up0");
+    ip("addr add 2001:db8::1/64 dev up0 nodad");
+}
+
+fn nodes(others: u32) -> BTreeMap<String, Node> {
+    let node = |n: u32| {
+        let name = format!("node-{n}");
+        let node = Node {
+            name: name.clone(),
+            addresses: vec![
+                std::net::Ipv4Addr::from(0xc000_0201 + n).into(),
+                std::net::Ipv6Addr::from(0x2001_0db8_u128 << 96 | u128::from(n + 1)).into(),
+            ],
+            pod_cidrs: vec![
+                format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap(),
+                format!("fd00:0:0:{n:x}::/64").parse().unwrap(),
+            ],
+        };
+        (name, node)
+    };
+    (0..=others).map(node).collect()
+}
+
+async fn planned(handle: &Handle, nodes: &BTreeMap<String, Node>, wanted: &overlay::Wanted) -> Plan {
+    let interfaces = links::interfaces(handle).await.unwrap();
+    let index = overlay::make(handle, wanted).await.unwrap();
+    overlay::set_up(handle, &interfaces, index, wanted).await.unwrap();
+    let plan = plan::plan(&Site {
+        own: "node-0",
+        nodes,
+        interfaces: &interfaces,
+        uplink: interfaces.by_name("up0").unwrap(),
+        routing: Routing::Vxlan,
+        overlay: Some(Overlay { interface: index, id: 5 }),
+    });
+    assert_eq!(plan.problems, Vec::<String>::new());
+    plan
+}
+
+fn wanted(port: u16, mtu: u32) -> overlay::Wanted {
+    let addresses = ["192.0.2.1", "2001:db8::1"].map(|a| a.parse().unwrap()).into();
+    overlay::Wanted { port, mtu, addresses }
+}
+
+#[test]
+fn the_overlay_is_one_device_and_a_tunnel_in_each_route() {
+    in_namespace(async || {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        uplink(&handle).await;
+        let before = (ip("rule"), ip("-6 rule"), ip("route show table all proto 70"));
+        let mut routes = Routes::new(handle.clone());
+        let plan = planned(&handle, &nodes(2), &wanted(8472, 1450)).await;
+        for _ in 0..2 {
+            assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+            // A list of the kernel's is as good as what is remembered.
+            routes.distrust();
+        }
+        let changes = routes.changes;
+        let said = ip("route show table main proto 70");
+        let line = "10.0.2.0/24 encap ip id 5 src 192.0.2.1 dst 192.0.2.3 ttl 0 tos 0 \
+                    via 169.254.70.76 dev fl-overlay metric 17996 onlink mtu 1450";
+        assert!(said.contains(line), "{said}");
+        let said = ip("-6 route show proto 70");
+        assert!(said.contains("fd00:0:0:2::/64 encap ip id 5 src 192.0.2.1 dst 192.0.2.3"), "{said}");
+        assert!(ip("rule").contains("17996: from 10.0.0.0/24 lookup 17996"), "{}", ip("rule"));
+        assert!(ip("route get 192.0.2.3 from 192.0.2.1").contains("dev up0"));
+        let link = ip("-d link show fl-overlay");
+        for part in ["mtu 1450", "vxlan external", "dstport 8472"] {
+            assert!(link.contains(part), "{part}: {link}");
+        }
+        let interfaces = links::interfaces(&handle).await.unwrap();
+        let index = overlay::index(&interfaces).unwrap();
+        assert!(overlay::is_set_up(&interfaces, index, &wanted(8472, 1450)));
+        assert!(!overlay::is_set_up(&interfaces, index, &wanted(8472, 1400)));
+        assert_eq!(interfaces.by_address(&["192.0.2.1".parse().unwrap()]).unwrap().name, "up0");
+
+        // One node's address changes: its routes alone are told, and nothing of it is left.
+        let mut moved = nodes(2);
+        moved.get_mut("node-2").unwrap().addresses[0] = "192.0.2.33".parse().unwrap();
+        let plan = planned(&handle, &moved, &wanted(8472, 1450)).await;
+        assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+        // Two CIDRs and the IPv6 address by the new tunnel, the new IPv4 address, and the old one's end.
+        assert_eq!(routes.changes - changes, 5);
+        let all = ip("route show table all proto 70");
+        assert_eq!(all.matches("dst 192.0.2.33").count(), 4, "{all}");
+        assert!(!all.contains("192.0.2.3 "), "{all}");
+
+        // Another port is another device, and another MTU is not.
+        planned(&handle, &moved, &wanted(8473, 1400)).await;
+        let link = ip("-d link show fl-overlay");
+        assert!(link.contains("mtu 1400") && link.contains("dstport 8473"), "{link}");
+        assert_eq!(routes.reconcile(&Plan::default()).await, Vec::<String>::new());
+        let interfaces = links::interfaces(&handle).await.unwrap();
+        overlay::remove(&handle, overlay::index(&interfaces).unwrap()).await.unwrap();
+        assert_eq!((ip("rule"), ip("-6 rule"), ip("route show table all proto 70")), before);
+        let left = handle.link().get().execute().try_collect::<Vec<_>>().await.unwrap();
+        assert_eq!(left.len(), 3);
+    });
+}
+
+#[test]
+fn a_node_that_comes_or_goes_costs_the_same_among_ten_and_a_thousand() {
+    in_namespace(async || {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        uplink(&handle).await;
+        let mut costs = Vec::new();
+        let mut routes = Routes::new(handle.clone());
+        for others in [10, 1000] {
+            for all in [others, others + 1, others] {
+                let plan = planned(&handle, &nodes(all), &wanted(8472, 1450)).await;
+                let before = routes.changes;
+                assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+                costs.push(routes.changes - before);
+            }
+        }
+        // Two CIDRs, two addresses.
+        assert_eq!([costs[1], costs[2], costs[4], costs[5]], [4; 4]);
+    });
+}
