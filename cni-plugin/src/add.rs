@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, State};
 
-use crate::bpf::{self, Trampolines};
+use crate::bpf::{self, Tcx, Trampolines};
 use crate::config::{Addresses, Config};
 use crate::delegate::Delegate;
 use crate::environment::Environment;
@@ -271,13 +271,29 @@ impl Attempt<'_> {
     fn create(&self, host: &mut Netlink, a: &Attachment, made: &mut Made) -> Result<(), Failure> {
         let results = host.batch(wire::create(a, self.netns.raw_fd(), self.trampolines)).map_err(kernel)?;
         made.link = results[wire::CREATE_LINK].is_ok();
-        made.foreign_clsact = !made.link && results[wire::CREATE_QDISC].is_ok();
-        let Some(error) = results.into_iter().find_map(Result::err) else { return Ok(()) };
+        made.foreign_clsact = !a.shaped && !made.link && results[wire::CREATE_QDISC].is_ok();
+        let Some(error) = results.into_iter().find_map(Result::err) else {
+            return if a.shaped { self.attach(a).map_err(Failure::Final) } else { Ok(()) };
+        };
         // EBUSY: the interface index, in either namespace.
         if made.link || !matches!(error.errno(), Some(libc::EEXIST | libc::EBUSY)) {
             return Err(kernel(error).into());
         }
         Err(self.existing(a, error))
+    }
+
+    /// Attaches the trampolines of a shaped endpoint, whose veth is not up yet.
+    fn attach(&self, a: &Attachment) -> Result<(), CniError> {
+        let pairs = [(Tcx::Ingress, &self.trampolines.from_pod), (Tcx::Egress, &self.trampolines.to_pod)];
+        for (hook, program) in pairs {
+            bpf::attach_tcx(a.host_ifindex, hook, program).map_err(|e| {
+                kernel(format!(
+                    "cannot attach by tcx, which a shaped pod needs: {hook:?} of {}: {e}",
+                    a.host_ifname
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     /// Something exists already: which of index, host's name and pod's name?

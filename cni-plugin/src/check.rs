@@ -17,7 +17,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcOption};
 
-use crate::bpf::Trampolines;
+use crate::bpf::{self, Tcx, Trampolines};
 use crate::config::Config;
 use crate::delegate::Delegate;
 use crate::environment::Environment;
@@ -44,27 +44,34 @@ pub fn check(environment: &Environment, config: &Config) -> Result<(), CniError>
         return differs(vec![format!("there is no attachment {owner}")]);
     };
     let mut faults = Vec::new();
+    // What plugins after this one have changed is theirs, and stands in the result (specification,
+    // section 2, CHECK).
+    let mut said = Said {
+        mtu: None,
+        defaults: before.routes.iter().filter(|r| r.dst.prefix() == 0).filter_map(|r| r.gw).collect(),
+    };
     // The pod's interface as the result has it, among those of other plugins.
     let sandboxed = before.interfaces.iter().position(|i| i.name == a.ifname && i.sandbox.is_some());
     match sandboxed {
         None => faults.push(format!("prevResult.interfaces: no {} in a sandbox", a.ifname)),
         Some(i) => {
+            said.mtu = before.interfaces[i].mtu;
             let mac = before.interfaces[i].mac.as_deref().unwrap_or_default();
             if !mac.eq_ignore_ascii_case(&a.pod_mac.to_string()) {
                 faults.push(format!("prevResult.interfaces[{i}].mac: {mac:?}, but it is {}", a.pod_mac));
             }
-            let said: BTreeSet<IpAddr> =
+            let addresses: BTreeSet<IpAddr> =
                 before.ips.iter().filter(|ip| ip.interface == Some(i)).map(|ip| ip.address.ip()).collect();
             let reserved: BTreeSet<IpAddr> = a.addresses.iter().copied().collect();
-            if said != reserved {
-                faults.push(format!("prevResult.ips: {said:?}, but reserved are {reserved:?}"));
+            if addresses != reserved {
+                faults.push(format!("prevResult.ips: {addresses:?}, but reserved are {reserved:?}"));
             }
         }
     }
     let node = ledger::read_node(&run)?;
     host(&a, &node.frozen, &mut faults).map_err(|e| CniError::new(code::KERNEL, e.to_string()))?;
     Netns::open(Path::new(&environment.netns))
-        .and_then(|netns| netns.within(|| pod(&a)))
+        .and_then(|netns| netns.within(|| pod(&a, &said)))
         .map(|found| faults.extend(found))
         .map_err(|e| CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", environment.netns)))?;
     differs(faults)?;
@@ -81,13 +88,25 @@ pub fn check(environment: &Environment, config: &Config) -> Result<(), CniError>
     }
 }
 
-/// Numbers of the programs at an interface: tc ingress (from the pod) and tc egress (to the pod).
+/// What the result says of the pod's side, after every plugin of the list.
+struct Said {
+    /// MTU of the pod's end, where the result's version has it.
+    mtu: Option<u32>,
+    /// Gateways of the default routes.
+    defaults: Vec<IpAddr>,
+}
+
+/// Numbers of the programs that come first at an interface, whichever way they are attached: tc ingress
+/// (from the pod) and tc egress (to the pod). tcx comes before the filters of clsact.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn attached_programs(ifindex: u32) -> io::Result<[Option<u32>; 2]> {
     let mut netlink = Netlink::open()?;
-    let mut program = |hook| -> io::Result<Option<u32>> {
+    let mut program = |tcx, hook| -> io::Result<Option<u32>> {
+        if let Some(first) = bpf::tcx_programs(ifindex, tcx)?.first() {
+            return Ok(Some(*first));
+        }
         let filters = match netlink.dump(wire::filters(ifindex, hook)) {
             // No clsact, or no interface.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
@@ -107,12 +126,19 @@ pub fn attached_programs(ifindex: u32) -> io::Result<[Option<u32>; 2]> {
             })
         }))
     };
-    Ok([program(TcHandle::MIN_INGRESS)?, program(TcHandle::MIN_EGRESS)?])
+    Ok([program(Tcx::Ingress, TcHandle::MIN_INGRESS)?, program(Tcx::Egress, TcHandle::MIN_EGRESS)?])
 }
 
 fn host(a: &Attachment, frozen: &Path, faults: &mut Vec<String>) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    link(&mut netlink, a.host_ifindex, &a.host_ifname, &a.host_mac.0, a.mtu, faults)?;
+    let link = link(&mut netlink, a.host_ifindex, &a.host_ifname, &a.host_mac.0, faults)?;
+    faults.extend(link.mtu.filter(|mtu| *mtu != a.mtu).map(|mtu| wrong_mtu(&a.host_ifname, mtu, a.mtu)));
+    if let Some(qdisc) = link.qdisc.filter(|q| !a.shaped && q != "noqueue") {
+        faults.push(format!(
+            "{}: {qdisc} shapes it, but fairlead-cni was told of no bandwidth: packets between pods pass by it",
+            a.host_ifname
+        ));
+    }
     let found = attached_programs(a.host_ifindex)?;
     match Trampolines::open(frozen) {
         Ok(t) if found == [Some(t.from_pod.id), Some(t.to_pod.id)] => {}
@@ -136,14 +162,18 @@ fn host(a: &Attachment, frozen: &Path, faults: &mut Vec<String>) -> io::Result<(
 }
 
 /// What differs in the namespace of this thread.
-fn pod(a: &Attachment) -> io::Result<Vec<String>> {
+fn pod(a: &Attachment, said: &Said) -> io::Result<Vec<String>> {
     let mut faults = Vec::new();
     let mut netlink = Netlink::open()?;
     // A runtime may have moved it: by name, not by number.
     let Ok(index) = nix::net::if_::if_nametoindex(a.ifname.as_str()) else {
         return Ok(vec![format!("the pod has no interface {}", a.ifname)]);
     };
-    link(&mut netlink, index, &a.ifname, &a.pod_mac.0, a.mtu, &mut faults)?;
+    let link = link(&mut netlink, index, &a.ifname, &a.pod_mac.0, &mut faults)?;
+    // Results before 1.1.0 do not say whether a later plugin has made it smaller.
+    let wanted = said.mtu.unwrap_or(a.mtu);
+    let wrong = link.mtu.filter(|mtu| if said.mtu.is_some() { *mtu != wanted } else { *mtu > wanted });
+    faults.extend(wrong.map(|mtu| wrong_mtu(&a.ifname, mtu, wanted)));
     let addresses: Vec<IpAddr> = netlink
         .dump(Message::GetAddress(AddressMessage::default()))?
         .into_iter()
@@ -167,7 +197,7 @@ fn pod(a: &Attachment) -> io::Result<Vec<String>> {
         if !routes.contains(&(Some(gateway), None)) {
             faults.push(format!("{}: no route to {gateway}", a.ifname));
         }
-        if !routes.contains(&(None, Some(gateway))) {
+        if said.defaults.contains(&gateway) && !routes.contains(&(None, Some(gateway))) {
             faults.push(format!("{}: no default route via {gateway}", a.ifname));
         }
         if !neighbours.contains(&(gateway, a.host_mac.0.to_vec())) {
@@ -177,21 +207,32 @@ fn pod(a: &Attachment) -> io::Result<Vec<String>> {
     Ok(faults)
 }
 
+/// What an interface is like beyond what must be as ADD made it.
+#[derive(Default)]
+struct Link {
+    mtu: Option<u32>,
+    qdisc: Option<String>,
+}
+
+fn wrong_mtu(name: &str, mtu: u32, wanted: u32) -> String {
+    format!("{name}: MTU {mtu} instead of {wanted}")
+}
+
 fn link(
     netlink: &mut Netlink,
     index: u32,
     name: &str,
     mac: &[u8],
-    mtu: u32,
     faults: &mut Vec<String>,
-) -> io::Result<()> {
+) -> io::Result<Link> {
+    let mut found = Link::default();
     let links = netlink.dump(Message::GetLink(LinkMessage::default()))?;
     let Some(link) = links.iter().find_map(|message| match message {
         Message::NewLink(link) if link.header.index == index => Some(link),
         _ => None,
     }) else {
         faults.push(format!("there is no interface {name}"));
-        return Ok(());
+        return Ok(found);
     };
     if !link.header.flags.contains(LinkFlags::Up) {
         faults.push(format!("{name} is down"));
@@ -199,16 +240,15 @@ fn link(
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(n) if n != name => faults.push(format!("{name} is called {n}")),
-            LinkAttribute::Mtu(m) if *m != mtu => {
-                faults.push(format!("{name}: MTU {m} instead of {mtu}"));
-            }
             LinkAttribute::Address(m) if m != mac => {
                 faults.push(format!("{name}: another hardware address"));
             }
+            LinkAttribute::Mtu(mtu) => found.mtu = Some(*mtu),
+            LinkAttribute::Qdisc(qdisc) => found.qdisc = Some(qdisc.clone()),
             _ => {}
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -221,6 +261,18 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 /// Destination (`None`: all) and next hop of the routes over an interface in the main table.
 fn routes(netlink: &mut Netlink, index: u32) -> io::Result<Vec<(Option<IpAddr>, Option<IpAddr>)>> {
+    let all = all_routes(netlink)?.into_iter();
+    Ok(all.filter(|(over, ..)| *over == index).map(|(_, to, via)| (to, via)).collect())
+}
+
+/// A route: interface, destination (`None`: all), next hop.
+pub(crate) type Over = (u32, Option<IpAddr>, Option<IpAddr>);
+
+/// The routes to one address or to all of them in the main table.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn all_routes(netlink: &mut Netlink) -> io::Result<Vec<Over>> {
     let found = netlink.dump(Message::GetRoute(RouteMessage::default()))?;
     let routes = found.into_iter().filter_map(|message| match message {
         Message::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => Some(route),
@@ -237,7 +289,7 @@ fn routes(netlink: &mut Netlink, index: u32) -> io::Result<Vec<(Option<IpAddr>, 
             }
         }
         let whole = matches!(route.header.destination_prefix_length, 0 | 32 | 128);
-        (over == Some(index) && whole).then_some((to, via))
+        over.filter(|_| whole).map(|over| (over, to, via))
     });
     Ok(routes.collect())
 }

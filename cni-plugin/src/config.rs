@@ -36,7 +36,8 @@ pub struct Config {
     pub ips: Vec<IpAddr>,
     /// `runtimeConfig.mac`: the pod's hardware address.
     pub mac: Option<Mac>,
-    /// Traffic of this network's pods is shaped by a chained plugin.
+    /// A chained plugin shapes the pod: `runtimeConfig.bandwidth`, or `shaped` where that plugin's rates
+    /// stand in the configuration.
     pub shaped: bool,
     /// `prevResult`.
     pub prev_result: Option<Success>,
@@ -172,12 +173,20 @@ impl Config {
             addresses: source(&conf, runtime)?,
             ips,
             mac,
-            shaped: member(runtime, "bandwidth").is_some_and(|b| b.as_object().is_none_or(|o| !o.is_empty())),
+            shaped: shaped(&conf, runtime)?,
             prev_result,
             attachments,
             raw: Value::Object(conf),
         })
     }
+}
+
+fn shaped(conf: &Map<String, Value>, runtime: &Map<String, Value>) -> Result<bool, CniError> {
+    let always = member(conf, "shaped")
+        .map(|v| v.as_bool().ok_or_else(|| invalid(format!("shaped: {v} is not true or false"))))
+        .transpose()?;
+    let asked = member(runtime, "bandwidth").is_some_and(|b| b.as_object().is_none_or(|o| !o.is_empty()));
+    Ok(asked || always == Some(true))
 }
 
 fn dns(value: &Value, path: &str) -> Result<Dns, CniError> {

@@ -40,14 +40,17 @@ pub fn del(environment: &Environment, config: &Config, log: &mut Log) -> Result<
     remove(&run, &owner, attachment.as_ref(), Delegate::of(config, environment).as_ref(), log)
 }
 
-/// Removes every attachment of the network that is not listed as valid.
+/// Removes every attachment of the network that is not listed as valid. Without a list, which the
+/// specification asks for and libcni leaves out for callers that name none: those whose sandbox is
+/// gone, for to take it for an empty one would be to remove pods that live.
 ///
 /// # Errors
-/// Code 7 where there is no list; 108 where something could not be removed, all else is.
+/// Code 108 where something could not be removed, all else is.
 pub fn gc(environment: &Environment, config: &Config, log: &mut Log) -> Result<(), CniError> {
     let run = RunDir(config.run_dir.clone());
-    let Some(valid) = &config.attachments else {
-        return Err(CniError::configuration("cni.dev/valid-attachments is missing"));
+    let stale = |a: &Attachment| match &config.attachments {
+        Some(valid) => !valid.contains(&owner_of(a)),
+        None => !ledger::sandbox_lives(a),
     };
     if !run.path().exists() {
         return Ok(());
@@ -57,7 +60,7 @@ pub fn gc(environment: &Environment, config: &Config, log: &mut Log) -> Result<(
     let delegate = Delegate::of(config, environment);
     for attachment in attachments {
         let owner = owner_of(&attachment);
-        if attachment.network == config.name && !valid.contains(&owner) {
+        if attachment.network == config.name && stale(&attachment) {
             log.note(format!("removing {owner}"));
             if let Err(e) = remove(&run, &owner, Some(&attachment), delegate.as_ref(), log) {
                 faults.push(format!("{owner}: {}", e.msg));

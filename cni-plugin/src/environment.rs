@@ -158,9 +158,9 @@ fn pod(args: &str) -> Result<Option<PodRef>, String> {
     let mut take = |key| known.remove(key).filter(|v: &String| !v.is_empty());
     match (take("K8S_POD_NAMESPACE"), take("K8S_POD_NAME")) {
         (Some(namespace), Some(name)) => Ok(Some(PodRef { namespace, name, uid: take("K8S_POD_UID") })),
-        (None, None) => Ok(None),
+        // podman tells the container's name alone; Kubernetes always tells both.
+        (None, _) => Ok(None),
         (Some(_), None) => Err("CNI_ARGS: K8S_POD_NAMESPACE without K8S_POD_NAME".to_owned()),
-        (None, Some(_)) => Err("CNI_ARGS: K8S_POD_NAME without K8S_POD_NAMESPACE".to_owned()),
     }
 }
 
@@ -215,7 +215,8 @@ mod tests {
         assert_eq!(pod(full).unwrap(), Some(expected));
         assert_eq!(pod("").unwrap(), None);
         assert_eq!(pod("IgnoreUnknown=true;FOO=bar").unwrap(), None);
-        for bad in ["FOO=bar", "IgnoreUnknown=1;K8S_POD_NAME=p", "nonsense"] {
+        assert_eq!(pod("IgnoreUnknown=1;K8S_POD_NAME=podmans").unwrap(), None);
+        for bad in ["FOO=bar", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns", "nonsense"] {
             assert_eq!(pod(bad).unwrap_err().code, 4, "{bad}");
         }
     }

@@ -12,6 +12,7 @@ pub mod code {
     pub const CONFIGURATION: u32 = 7;
     pub const TRY_AGAIN: u32 = 11;
     pub const NOT_AVAILABLE: u32 = 50;
+    pub const LIMITED: u32 = 51;
     pub const EXHAUSTED: u32 = 100;
     pub const EXISTS: u32 = 101;
     pub const NETNS: u32 = 102;

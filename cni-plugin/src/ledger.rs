@@ -26,6 +26,10 @@ use crate::error::{CniError, IoContext, code};
 use crate::netns::Netns;
 use crate::store::{Disk, entries, link, now, remove, there};
 
+mod read;
+
+pub use read::{PoolUse, is_host_ifname};
+
 /// The first interface index that is given out; beyond those that the kernel chooses.
 const FIRST_INDEX: u32 = 0x10000;
 

@@ -12,6 +12,7 @@
 //! | 7 | the network configuration is invalid |
 //! | 11 | not now: the agent is away, is not ready, or does not know the pod yet |
 //! | 50 | STATUS: the agent is not ready |
+//! | 51 | STATUS: the agent's programs are gone, and pods are cut off |
 //! | 100 | every address of the node is in use (STATUS and ADD) |
 //! | 101 | the attachment exists already, or an interface of that name does |
 //! | 102 | the network namespace is not there, is none, or is the node's own |
@@ -24,6 +25,7 @@
 //! | 109 | another plugin, to which this one delegates, could not be run |
 
 pub mod add;
+pub mod audit;
 pub mod bpf;
 pub mod check;
 pub mod command;

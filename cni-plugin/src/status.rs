@@ -19,13 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Answers nothing when ADD can be served.
 ///
 /// # Errors
-/// Code 50 while the agent is not ready, 100 when no address is left.
+/// Code 50 while the agent is not ready, 51 where its programs are gone and pods were wired with them, 100
+/// when no address is left.
 pub fn status(environment: &Environment, config: &Config) -> Result<(), CniError> {
     let run = RunDir(config.run_dir.clone());
     let unavailable = |msg: String| CniError::new(code::NOT_AVAILABLE, msg);
     let node = read_node(&run).map_err(|e| unavailable(e.msg))?;
-    Trampolines::open(&node.frozen)
-        .map_err(|e| unavailable(format!("the agent's programs are not there: {e}")))?;
+    Trampolines::open(&node.frozen).map_err(|e| {
+        // What is attached to those pods jumps into nothing, which drops.
+        let wired = std::fs::read_dir(run.endpoints()).is_ok_and(|mut entries| entries.next().is_some());
+        let code = if wired { code::LIMITED } else { code::NOT_AVAILABLE };
+        CniError::new(code, format!("the agent's programs are not there: {e}"))
+    })?;
     Client::new(run.socket())
         .with_timeout(PATIENCE)
         .get::<Value>("/v1/ready")

@@ -63,10 +63,13 @@ fn request(what: &'static str, flags: u16, message: Message) -> Request {
 
 /// Names of the messages of [`create`], in order.
 pub const CREATE_LINK: usize = 0;
-/// See [`CREATE_LINK`].
+/// See [`CREATE_LINK`]; of an attachment that is not shaped.
 pub const CREATE_QDISC: usize = 1;
 
 /// Makes the veth with both ends in place and the trampolines attached; nothing is up yet.
+///
+/// A shaped one gets neither clsact nor filters: the `bandwidth` plugin's ingress qdisc takes the place
+/// of clsact. Its trampolines go on by tcx, between this and [`host_side`] (docs/decisions/0013).
 ///
 /// The peer gets the host's interface index in its own namespace too, so that nobody has to ask for
 /// it.
@@ -91,8 +94,13 @@ pub fn create(a: &Attachment, netns: i32, trampolines: &Trampolines) -> Vec<Requ
         ]),
     ];
     let new = NLM_F_CREATE | NLM_F_EXCL;
+    let link = request("make the veth", new, Message::NewLink(veth));
+    let settings = request("set up the host's end", 0, Message::SetLink(host_settings(a)));
+    if a.shaped {
+        return vec![link, settings];
+    }
     vec![
-        request("make the veth", new, Message::NewLink(veth)),
+        link,
         request("make its clsact", new, Message::NewQueueDiscipline(clsact(a.host_ifindex))),
         request(
             "attach from_pod",
@@ -114,7 +122,7 @@ pub fn create(a: &Attachment, netns: i32, trampolines: &Trampolines) -> Vec<Requ
                 TcHandle::MIN_EGRESS,
             )),
         ),
-        request("set up the host's end", 0, Message::SetLink(host_settings(a))),
+        settings,
     ]
 }
 

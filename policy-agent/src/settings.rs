@@ -50,6 +50,10 @@ pub struct Values {
     /// Where the container runtime looks for CNI configurations [default: /etc/cni/net.d].
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
+    /// Where to install the CNI executable, which lies beside the agent's, and to look for plugins that
+    /// serve host ports and bandwidth (portmap, bandwidth) [default: neither].
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
     /// Interface towards the other nodes [default: the one with the node's InternalIP].
     #[arg(long, value_name = "INTERFACE")]
     pub uplink: Option<String>,
@@ -157,6 +161,8 @@ pub struct Settings {
     pub bpffs: PathBuf,
     /// Directory of CNI configurations.
     pub cni_conf_dir: PathBuf,
+    /// Directory of CNI executables, where it was given.
+    pub cni_bin_dir: Option<PathBuf>,
     /// Name of the uplink, where it was given.
     pub uplink: Option<String>,
     /// Address of the HTTP server; `None` for no server.
@@ -246,6 +252,7 @@ impl Values {
             run_dir: self.run_dir.or(other.run_dir),
             bpffs: self.bpffs.or(other.bpffs),
             cni_conf_dir: self.cni_conf_dir.or(other.cni_conf_dir),
+            cni_bin_dir: self.cni_bin_dir.or(other.cni_bin_dir),
             uplink: self.uplink.or(other.uplink),
             http_listen: self.http_listen.or(other.http_listen),
             log_format: self.log_format.or(other.log_format),
@@ -326,6 +333,7 @@ impl Values {
             run: RunDir(self.run_dir.unwrap_or_else(|| RUN_DIR.into())),
             bpffs: self.bpffs.unwrap_or_else(|| BPFFS.into()),
             cni_conf_dir: self.cni_conf_dir.unwrap_or_else(|| CNI_CONF_DIR.into()),
+            cni_bin_dir: self.cni_bin_dir.filter(|dir| !dir.as_os_str().is_empty()),
             uplink: self.uplink.filter(|name| !name.is_empty()),
             http_listen: (!http_listen.is_empty()).then(|| {
                 if http_listen.starts_with(':') { format!("[::]{http_listen}") } else { http_listen }

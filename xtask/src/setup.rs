@@ -27,10 +27,14 @@ const TEST_PACKAGES: [&str; 8] = [
     "sockperf",
 ];
 
+/// The CNI project's own caller of plugins.
+const CNITOOL: &str = "github.com/containernetworking/cni/cnitool@v1.3.1";
+
 /// Installs what is missing and says what it found.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
     test_packages()?;
+    cnitool()?;
     bpffs()?;
     match doctor::missing() {
         missing if missing.is_empty() => {
@@ -69,6 +73,19 @@ pub(crate) fn test_packages() -> Result<()> {
         TEST_PACKAGES.join(" ")
     );
     Ok(())
+}
+
+/// Builds `cnitool`, where it is not there in this version.
+pub(crate) fn cnitool() -> Result<()> {
+    let bin = workspace::tools().join("bin");
+    let built = bin.join("cnitool.version");
+    if bin.join("cnitool").exists() && std::fs::read_to_string(&built).is_ok_and(|v| v == CNITOOL) {
+        return Ok(());
+    }
+    println!("setup: building cnitool");
+    process::run(Command::new("go").env("GOBIN", &bin).args(["install", CNITOOL]))
+        .context("cnitool, which the tests call Fairlead with, needs go 1.21 or newer")?;
+    std::fs::write(&built, CNITOOL).with_context(|| format!("cannot write {}", built.display()))
 }
 
 /// What running needs beyond building.

@@ -123,6 +123,7 @@ fn soak(length: Length, options: &Options) -> Result<ExitCode> {
 
 fn prepare() -> Result<(Privilege, PathBuf)> {
     setup::test_packages()?;
+    setup::cnitool()?;
     setup::bpffs()?;
     build::run(&build::Options::default())?;
     let assets = kubernetes::programs(&kubernetes::CONTROL)?;

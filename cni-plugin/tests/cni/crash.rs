@@ -135,3 +135,64 @@ fn del_killed_at_any_system_call() {
     }
     assert!(at > 60, "only {at} system calls seen");
 }
+
+/// A step of a linear congruential generator: where a kill lands differs from run to run anyway.
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+#[test]
+fn random_kills_from_outside_leave_no_address_twice_and_none_lost() {
+    let Some(node) = Node::new(&CIDRS) else { return };
+    let pods: Vec<Pod> = (0..6).map(|i| node.pod(&format!("p{i}"))).collect();
+    let mut random = 7;
+    let mut killed = 0;
+    for round in 0..25 {
+        let verb = if round % 2 == 0 { "ADD" } else { "DEL" };
+        let calls: Vec<_> = pods
+            .iter()
+            .map(|pod| {
+                let mut child = node
+                    .command(&[
+                        ("CNI_COMMAND", verb),
+                        ("CNI_CONTAINERID", &pod.id),
+                        ("CNI_IFNAME", "eth0"),
+                        ("CNI_NETNS", &pod.path),
+                    ])
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                let _ = child.stdin.take().unwrap().write_all(node.conf().to_string().as_bytes());
+                (child, std::time::Duration::from_micros(next(&mut random) % 30_000))
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            let ends: Vec<_> = calls
+                .into_iter()
+                .map(|(mut child, after)| {
+                    scope.spawn(move || {
+                        std::thread::sleep(after);
+                        let _ = child.kill();
+                        !child.wait().unwrap().success()
+                    })
+                })
+                .collect();
+            killed += ends.into_iter().map(|end| end.join().unwrap()).filter(|killed| *killed).count();
+        });
+        let mut addresses: Vec<_> =
+            pods.iter().filter_map(|pod| node.attachment(pod)).flat_map(|a| a.addresses).collect();
+        let all = addresses.len();
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), all, "round {round}: an address with two owners");
+    }
+    assert!(killed > 10, "only {killed} were killed");
+    for pod in &pods {
+        node.del(pod).success();
+    }
+    fairlead_cni::reconcile(&node.run, fairlead_cni::sandbox_lives).unwrap();
+    node.assert_clean();
+    assert_eq!(fairlead_cni::audit::audit(&node.run).unwrap().faults, [""; 0]);
+}

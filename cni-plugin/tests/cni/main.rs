@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "what a test cannot go on without")]
 
 mod attachment;
+mod audit;
+mod check;
 mod conformance;
 mod crash;
 mod delegation;

@@ -59,12 +59,21 @@ impl Datapath {
         Ok([id(names::FROM_POD)?, id(names::TO_POD)?])
     }
 
-    /// Whether an interface carries this agent's trampolines, and nothing before them.
+    /// Whether an interface carries this agent's trampolines, and nothing before them: by clsact, or by
+    /// tcx where the pod is shaped (docs/decisions/0013).
     pub(crate) fn check_trampolines(&self, ifindex: u32) -> Result<(), RegisterError> {
         let [from_pod, to_pod] = self.trampoline_ids()?;
-        for (parent, hook, wanted) in [(INGRESS, "ingress", from_pod), (EGRESS, "egress", to_pod)] {
-            let ids = attached(ifindex, parent)
-                .map_err(|e| RegisterError::Programs { ifindex, what: format!("{hook}: {e}") })?;
+        let hooks = [
+            (INGRESS, TcAttachType::Ingress, "ingress", from_pod),
+            (EGRESS, TcAttachType::Egress, "egress", to_pod),
+        ];
+        for (parent, tcx, hook, wanted) in hooks {
+            // What tcx has runs before the filters of clsact.
+            let mut ids = on_tcx(ifindex, tcx);
+            if ids.is_empty() {
+                ids = attached(ifindex, parent)
+                    .map_err(|e| RegisterError::Programs { ifindex, what: format!("{hook}: {e}") })?;
+            }
             if ids.first() != Some(&wanted) {
                 let what = format!("{hook} carries programs {ids:?}, not {wanted}");
                 return Err(RegisterError::Programs { ifindex, what });
@@ -149,6 +158,13 @@ impl Datapath {
         std::mem::forget(link);
         Ok(())
     }
+}
+
+/// Ids of the programs that tcx runs at a hook; none where the kernel has no tcx.
+fn on_tcx(ifindex: u32, hook: TcAttachType) -> Vec<u32> {
+    let Ok(name) = interface_name(ifindex) else { return Vec::new() };
+    let programs = SchedClassifier::query_tcx(&name, hook);
+    programs.map(|(_, programs)| programs.iter().map(|p| p.id()).collect()).unwrap_or_default()
 }
 
 fn interface_name(ifindex: u32) -> io::Result<String> {

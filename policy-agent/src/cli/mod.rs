@@ -4,6 +4,7 @@ mod drops;
 mod endpoints;
 mod explain;
 mod host;
+mod ipam;
 mod print;
 mod status;
 
@@ -50,6 +51,8 @@ pub enum Command {
     Status,
     /// The endpoints of this node: what is attached, how it is enforced, and its packets.
     Endpoints,
+    /// The addresses that are reserved on this node; needs no agent.
+    Ipam(ipam::Options),
     /// Whether a connection is allowed, and by which rule. Exit code 1 where it is not.
     Explain(explain::Options),
     /// Packets that were dropped lately: from whom to whom, why, and which policy denied them.
@@ -123,6 +126,7 @@ pub fn run(cli: &Cli, out: &mut impl Write, colour: bool) -> anyhow::Result<u8> 
     let answer = match &cli.command {
         Command::Status => status::run(&asking, out),
         Command::Endpoints => endpoints::run(&asking, out),
+        Command::Ipam(options) => ipam::run(options, &asking, out),
         Command::Explain(options) => explain::run(options, &asking, out),
         Command::Drops(options) => drops::run(options, &asking, out),
         Command::Host(command) => host::run(command, &asking, out),

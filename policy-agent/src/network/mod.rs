@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::api::Readiness;
 use crate::conflist;
 use crate::engine::{EngineHandle, Message, Published};
+use crate::host::install;
 use crate::settings::Settings;
 
 use links::{Interface, Interfaces, Notice};
@@ -66,7 +67,8 @@ pub struct Network {
     interfaces: Option<Interfaces>,
     /// Foreign hands may have changed what is remembered.
     distrust: bool,
-    installed: bool,
+    /// Once everything is installed: what was left out.
+    installed: Option<Vec<String>>,
 }
 
 impl Network {
@@ -97,7 +99,7 @@ impl Network {
             table: nft::Table::default(),
             interfaces: None,
             distrust: true,
-            installed: false,
+            installed: None,
         })
     }
 
@@ -196,7 +198,7 @@ impl Network {
             self.own = Some(own);
         }
         // What once was ready stays so: the tables hold whatever happens to objects.
-        let was_ready = self.installed && before.waiting_for.is_none();
+        let was_ready = self.installed.is_some() && before.waiting_for.is_none();
         let mut now = Readiness { waiting_for: None, uplink: before.uplink.clone(), problems: Vec::new() };
         if distrust {
             now.problems.extend(self.table.look().err().map(|e| format!("nftables: {e}")));
@@ -281,11 +283,21 @@ impl Network {
         };
         let run = &self.settings.run;
         conflist::write_node(run, &info).map_err(|e| format!("writing {}: {e}", run.node().display()))?;
-        if !self.installed {
-            let folder = &self.settings.cni_conf_dir;
-            conflist::write_conflist(folder, run)
+        let folder = &self.settings.cni_conf_dir;
+        if self.installed.is_none() {
+            let bin = self.settings.cni_bin_dir.as_deref();
+            if let Some(bin) = bin {
+                // The runtime may call it as soon as the configuration is there.
+                install_executable(bin).map_err(|e| format!("installing the CNI executable: {e}"))?;
+            }
+            let left_out = conflist::write_conflist(folder, run, bin)
                 .map_err(|e| format!("writing the CNI configuration in {}: {e}", folder.display()))?;
-            self.installed = true;
+            self.installed = Some(left_out);
+        }
+        now.problems.extend(self.installed.iter().flatten().cloned());
+        match conflist::foreign(folder) {
+            Ok(foreign) => now.problems.extend(foreign),
+            Err(e) => now.problems.push(format!("{}: {e}", folder.display())),
         }
         Ok(())
     }
@@ -355,6 +367,12 @@ impl Network {
             mark_mask: self.settings.mark_mask,
         }
     }
+}
+
+/// Installs the CNI executable, which lies beside this one.
+fn install_executable(bin: &std::path::Path) -> std::io::Result<()> {
+    let this = std::env::current_exe()?;
+    install::install(this.parent().unwrap_or(&this), bin).map(drop)
 }
 
 #[cfg(test)]
