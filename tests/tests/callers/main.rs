@@ -112,7 +112,7 @@ impl Lab {
             all.iter().map(|i| i.name().to_string_lossy().into_owned()).collect::<Vec<_>>()
         });
         let mut names = names.await.unwrap();
-        names.retain(|n| n.starts_with("fl") || n.starts_with("bwp"));
+        names.retain(|n| n != "fl-overlay" && (n.starts_with("fl") || n.starts_with("bwp")));
         names.sort();
         names
     }

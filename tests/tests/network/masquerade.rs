@@ -79,7 +79,7 @@ async fn a_node_that_comes_later_is_inside_at_once() {
     if !fairlead_tests::privileged() {
         return;
     }
-    let mut cluster = start(&[]).await;
+    let mut cluster = start(&["--routing", "direct"]).await;
     let outside = cluster.outside();
     let _listener = Listener::open(outside, "outside", PORT).await.unwrap();
     let client: IpAddr = CLIENTS[0].parse().unwrap();

@@ -161,7 +161,7 @@ async fn an_uninstall_leaves_the_node_as_it_was() {
         let found = report["found"].as_array().unwrap().iter();
         found.map(|t| t["kind"].as_str().unwrap().to_owned()).collect::<std::collections::BTreeSet<_>>()
     };
-    assert_eq!(kinds(&report), ["file", "interface", "pin", "route"].map(str::to_owned).into());
+    assert_eq!(kinds(&report), ["file", "interface", "pin", "route", "rule"].map(str::to_owned).into());
     // The log of the agent is the test's.
     std::fs::remove_file(&folders.log).unwrap();
     let left = differences(&before, &state(&node, &host).await);
