@@ -18,6 +18,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use serde::Serialize;
 
 use super::install::PLUGIN;
+use crate::network::links::OVERLAY;
 use crate::network::{PROTOCOL, put_back, remove_table, sysctl_journal};
 
 /// Where things of Fairlead's lie on a node.
@@ -249,8 +250,7 @@ async fn interfaces(handle: &Handle, recorded: &BTreeSet<String>) -> io::Result<
 /// the node that are Fairlead's by name.
 fn is_ours(name: &str) -> bool {
     let digit = |b: u8| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b);
-    name.strip_prefix("fl").is_some_and(|rest| rest.len() == 13 && rest.bytes().all(digit))
-        || name.starts_with("fairlead")
+    name.strip_prefix("fl").is_some_and(|rest| rest.len() == 13 && rest.bytes().all(digit)) || name == OVERLAY
 }
 
 async fn routes(handle: &Handle) -> io::Result<Vec<RouteMessage>> {
