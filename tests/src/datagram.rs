@@ -1,6 +1,7 @@
 //! UDP servers and exchanges.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::net::UdpSocket;
@@ -58,13 +59,19 @@ pub async fn bound(namespace: &Namespace, address: SocketAddr) -> Result<UdpSock
     Ok(UdpSocket::from_std(socket)?)
 }
 
-/// A socket of a namespace that talks to one address only, from a source of its own or the kernel's choice.
+/// Source ports of [`connected`]: none is used twice, since a flow of the one before would still be known. The kernel
+/// chooses at random, and so now and then the same. Neither servers, NodePorts nor ephemeral ports lie in the range.
+static PORT: AtomicU16 = AtomicU16::new(10_000);
+
+/// A socket of a namespace that talks to one address only, from a source address of its own or the kernel's choice.
 ///
 /// # Errors
 /// When the namespace has no such source, or no route.
 pub async fn connected(from: &Namespace, source: Option<IpAddr>, to: SocketAddr) -> Result<UdpSocket> {
     let any = if to.is_ipv4() { IpAddr::from([0_u8; 4]) } else { IpAddr::from([0_u16; 8]) };
-    let socket = bound(from, SocketAddr::new(source.unwrap_or(any), 0)).await?;
+    let port = PORT.fetch_add(1, Ordering::Relaxed);
+    anyhow::ensure!(port < 30_000, "no source port is left");
+    let socket = bound(from, SocketAddr::new(source.unwrap_or(any), port)).await?;
     socket.connect(to).await.with_context(|| format!("{}: no way to {to}", from.name()))?;
     Ok(socket)
 }
