@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{Lab, addresses};
 
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(10);
 /// Bits per second.
 const RATE: u64 = 4_000_000;
 /// Bits.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{Lab, addresses};
 
-const LIMIT: Duration = Duration::from_secs(2);
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn cnitool_with_every_verb_in_the_newest_version() {

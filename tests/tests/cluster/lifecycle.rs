@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use fairlead_tests::cluster::Cluster;
+use fairlead_tests::cluster::{Cluster, SOON};
 use fairlead_tests::runtime::CniError;
 use fairlead_tests::world;
 
-use crate::{LIMIT, NS, PORT, add, cluster, open};
+use crate::{NS, PORT, add, cluster, open};
 
 /// Interfaces and routes of a node, the latter as the kernel prints them.
 async fn traces(cluster: &Cluster, node: &str) -> (BTreeSet<String>, BTreeSet<String>) {
@@ -43,7 +43,7 @@ async fn del_leaves_nothing_and_may_be_repeated() {
     add(&mut cluster, "goes", "node-a").await;
     assert_eq!(recorded(&cluster, "node-a"), 2);
     assert_ne!(traces(&cluster, "node-a").await, before);
-    assert!(open(&cluster, "stays", "goes", false).await.echoes(LIMIT).await.unwrap());
+    assert!(open(&cluster, "stays", "goes", false).await.echoes(SOON).await.unwrap());
     let pod = cluster.pod("goes").unwrap();
     let (attach, result) = (pod.attach.clone(), pod.result.clone());
     let node = cluster.node("node-a").unwrap();

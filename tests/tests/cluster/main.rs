@@ -13,7 +13,7 @@ mod soak;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fairlead_tests::cluster::Cluster;
+use fairlead_tests::cluster::{Cluster, SOON};
 use fairlead_tests::probe::{Connection, Outcome, connect};
 use fairlead_tests::world::{self, Object};
 use serde_json::json;
@@ -24,7 +24,7 @@ const NS: &str = "t";
 const PORT: u16 = 80;
 /// Second port that pods serve.
 const OTHER: u16 = 81;
-/// How long a connection may take; two SYNs fit in.
+/// How long to wait for what should not come; two SYNs fit in.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 /// Two nodes and the namespace.
@@ -70,13 +70,23 @@ async fn enforce(cluster: &mut Cluster, policy: &Object, subject: &str) {
     cluster.await_isolation(|pod| (pod.name == subject, false)).await.unwrap();
 }
 
+/// What becomes of an attempt that is expected to fail.
 async fn attempt(cluster: &Cluster, from: &str, to: &str, port: u16, ipv6: bool) -> Outcome {
+    attempt_within(cluster, (from, to, port), ipv6, LIMIT).await
+}
+
+async fn attempt_within(
+    cluster: &Cluster,
+    (from, to, port): (&str, &str, u16),
+    ipv6: bool,
+    limit: Duration,
+) -> Outcome {
     let to = SocketAddr::new(cluster.pod(to).unwrap().address(ipv6).unwrap(), port);
-    connect(&cluster.pod(from).unwrap().namespace, to, LIMIT).await.unwrap()
+    connect(&cluster.pod(from).unwrap().namespace, to, limit).await.unwrap()
 }
 
 async fn open(cluster: &Cluster, from: &str, to: &str, ipv6: bool) -> Connection {
-    match attempt(cluster, from, to, PORT, ipv6).await {
+    match attempt_within(cluster, (from, to, PORT), ipv6, SOON).await {
         Outcome::Open(connection) => connection,
         other => panic!("{from} to {to}, IPv6 {ipv6}: {other:?}"),
     }

@@ -1,7 +1,7 @@
 //! Which way packets take.
 
-use crate::{LIMIT, cluster, enforce, only_from, open};
-use fairlead_tests::cluster::CLIENTS;
+use crate::{cluster, enforce, only_from, open};
+use fairlead_tests::cluster::{CLIENTS, SOON};
 use fairlead_tests::probe::{Outcome, connect_as};
 
 #[tokio::test]
@@ -16,7 +16,7 @@ async fn packets_between_two_pods_of_a_node_never_pass_the_hosts_forward_path() 
     for ipv6 in [false, true] {
         let mut connection = open(&cluster, "a1", "a2", ipv6).await;
         for _ in 0..50 {
-            assert!(connection.echoes(LIMIT).await.unwrap());
+            assert!(connection.echoes(SOON).await.unwrap());
         }
     }
     assert_eq!(node.forwarded().await.unwrap() - before, 0);
@@ -26,7 +26,7 @@ async fn packets_between_two_pods_of_a_node_never_pass_the_hosts_forward_path() 
     let node = cluster.node("node-a").unwrap();
     let to = std::net::SocketAddr::new(cluster.pod("a2").unwrap().address(false).unwrap(), crate::PORT);
     let source = CLIENTS[0].parse().unwrap();
-    let outcome = connect_as(cluster.outside(), Some(source), to, LIMIT).await.unwrap();
+    let outcome = connect_as(cluster.outside(), Some(source), to, SOON).await.unwrap();
     let Outcome::Open(connection) = outcome else { panic!("{outcome:?}") };
     assert_eq!(connection.seen_as, source);
     assert!(node.forwarded().await.unwrap() > before);
