@@ -251,6 +251,31 @@ fn growth_of_the_world_takes_nothing_from_what_is_there() {
     }
 }
 
+/// Rules that look at a peer for which there was no room before them are in force in part as well; a rule
+/// that looks at others is not.
+#[test]
+fn rules_that_come_after_a_peer_was_left_out_lack_it_too() {
+    let mut node = Node::new(Limits { peers: 1, ..Limits::default() });
+    let tiers = |name, subject, port| {
+        policy(name, Some(subject), vec![rule(peers("tier", "1"), 80), rule(peers("tier", "3"), port)])
+    };
+    node.set(&tiers("first", "db", 81));
+    node.compiler.set_pod(&pod("three", "3", "10.0.1.3", 1));
+    node.step();
+    assert_eq!(node.problems(), [(DB, Instead::Part, Resource::Peers)]);
+    // Selectors that are in use already move no pod.
+    node.set(&tiers("second", "web", 82));
+    node.set(&policy("third", Some("plain"), vec![rule(peers("tier", "1"), 80)]));
+    let expected = [(DB, Instead::Part, Resource::Peers), (WEB, Instead::Part, Resource::Peers)];
+    assert_eq!(node.problems(), expected);
+    assert!(node.reaches(WEB, "10.0.1.1", 80) && !node.reaches(WEB, "10.0.1.3", 82));
+    assert!(node.reaches(PLAIN, "10.0.1.1", 80));
+    node.compiler.remove_pod(&key("one"));
+    node.step();
+    assert_eq!(node.problems(), []);
+    assert!(node.reaches(DB, "10.0.1.3", 81) && node.reaches(WEB, "10.0.1.3", 82));
+}
+
 /// A number that a pod gives a name, and that there is no class for, is denied; the others' are not.
 #[test]
 fn a_named_port_too_many_is_denied() {

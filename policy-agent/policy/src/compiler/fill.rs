@@ -216,6 +216,7 @@ impl Compiler {
             for atom in atoms.into_iter().flatten() {
                 self.fill_row(signature, atom)?;
             }
+            self.miss_left_out(signature);
             self.signatures.fresh.remove(&signature);
         }
         Ok(())

@@ -21,8 +21,8 @@ const RETRIES: u8 = 2;
 pub(super) struct Overflow {
     /// Signatures in force in part, and for want of what.
     pub(super) short: BTreeMap<Signature, Resource>,
-    /// Addresses that have no exact entry for want of room.
-    pub(super) left_out: BTreeSet<IpAddr>,
+    /// Addresses that have no exact entry for want of room, with the atom that they would have.
+    pub(super) left_out: BTreeMap<IpAddr, Key>,
     /// Rules that this commit has replaced, by slot and direction.
     older: BTreeMap<(Slot, usize), Older>,
     /// Slots that have been another pod's since the last commit: its rules are nobody's.
@@ -190,14 +190,22 @@ impl Compiler {
             self.cut_short(signature, Resource::Peers);
         }
         self.atoms.release(atom);
-        self.overflow.left_out.insert(address);
+        self.overflow.left_out.insert(address, key);
+    }
+
+    /// A signature that comes after an address was left out allows it less, too, if it looks at it.
+    pub(super) fn miss_left_out(&mut self, signature: Signature) {
+        let keys: BTreeSet<&Key> = self.overflow.left_out.values().collect();
+        if keys.into_iter().any(|key| self.relevant(key).contains(&signature)) {
+            self.cut_short(signature, Resource::Peers);
+        }
     }
 
     /// Gives addresses that were left out their entries, as far as there is room.
     pub(super) fn enter_left_out(&mut self) {
         for v6 in [false, true] {
             let room = (self.limits.peers as usize).saturating_sub(self.peer_counts[usize::from(v6)]);
-            let left_out = self.overflow.left_out.iter().filter(|a| a.is_ipv6() == v6);
+            let left_out = self.overflow.left_out.keys().filter(|a| a.is_ipv6() == v6);
             let entering: Vec<_> = left_out.take(room).copied().collect();
             for address in entering {
                 self.place_address(address);
