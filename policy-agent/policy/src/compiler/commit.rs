@@ -50,14 +50,21 @@ impl Compiler {
 
     /// Puts groups that are new, gone, or in a changed namespace where their features belong.
     fn place_groups(&mut self) {
+        let mut gone = Vec::new();
         for group in self.world.take_dirty_groups() {
             if self.world.index_group(group) {
                 let shape = *self.world.groups.get(group);
                 let key = self.features.key_of(shape, &self.world, &mut self.ports);
                 self.groups.place(group, &key);
+                self.world.release_group(group);
             } else {
-                self.groups.remove(group);
+                gone.push(group);
             }
+        }
+        // Last, so that a class whose only pod goes from one group to another keeps its id, and with it
+        // atoms and rows.
+        for group in gone {
+            self.groups.remove(group);
             self.world.release_group(group);
         }
     }

@@ -360,19 +360,22 @@ fn matching_groups(world: &World, scope: Scope, pods: Selector) -> Vec<Group> {
         vocabulary.matches_all(pods)
             || vocabulary.matches(pods, vocabulary.labels(world.groups.get(*group).labels))
     };
-    if let Scope::Own(namespace) = scope {
-        return world.groups_of(namespace).filter(fits).collect();
-    }
-    let looks_into: BTreeSet<NamespaceId> =
-        world.namespace_ids().filter(|&namespace| scope_holds(world, scope, namespace)).collect();
-    match vocabulary.required_labels(pods) {
-        Some(labels) => {
-            let with_label = |&label: &Label| world.by_label.range((label, 0)..=(label, Group::MAX));
-            let groups: BTreeSet<Group> =
-                labels.iter().flat_map(with_label).map(|&(_, group)| group).collect();
-            let inside = |group: &Group| looks_into.contains(&world.groups.get(*group).namespace);
-            groups.into_iter().filter(|group| inside(group) && fits(group)).collect()
-        }
-        None => looks_into.iter().flat_map(|&ns| world.groups_of(ns)).filter(fits).collect(),
-    }
+    let namespaces = match scope {
+        Scope::Own(namespace) => return world.groups_of(namespace).filter(fits).collect(),
+        Scope::Matching(namespaces) => namespaces,
+    };
+    let Some(labels) = vocabulary.required_labels(pods) else {
+        let inside = world.candidate_namespaces(namespaces).into_iter();
+        let inside = inside.filter(|&namespace| scope_holds(world, scope, namespace));
+        return inside.flat_map(|namespace| world.groups_of(namespace)).filter(fits).collect();
+    };
+    let with_label = |&label: &Label| world.by_label.range((label, 0)..=(label, Group::MAX));
+    let groups: BTreeSet<Group> = labels.iter().flat_map(with_label).map(|&(_, group)| group).collect();
+    // Only the namespaces of pods that fit are asked, each once.
+    let mut holds = BTreeMap::<NamespaceId, bool>::new();
+    let mut inside = |group: &Group| {
+        let namespace = world.groups.get(*group).namespace;
+        *holds.entry(namespace).or_insert_with(|| scope_holds(world, scope, namespace))
+    };
+    groups.into_iter().filter(|group| fits(group) && inside(group)).collect()
 }

@@ -214,14 +214,11 @@ impl Compiler {
         let name = policy.key.name.as_str().into();
         let selectors = match policies.insert(name, stored.clone()) {
             Some(old) => {
-                let subjects = old.subjects;
-                let same = old == stored;
-                self.touch_subjects(namespace, &[subjects, stored.subjects]);
-                old.release(&mut self.world.vocabulary);
-                if same {
-                    return;
+                if old != stored {
+                    self.touch_subjects(namespace, &[old.subjects, stored.subjects]);
+                    self.note_change();
                 }
-                return self.note_change();
+                return old.release(&mut self.world.vocabulary);
             }
             None => [stored.subjects],
         };

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use super::intern::Interner;
 use super::rules::StoredPolicy;
-use super::vocabulary::{Label, LabelSet, Text, Vocabulary};
+use super::vocabulary::{Label, LabelSet, Selector, Text, Vocabulary};
 use crate::model::{Labels, NamedPort, Namespace, ObjectKey, Pod, Protocol};
 use crate::tables::Slot;
 
@@ -128,6 +128,7 @@ pub(super) struct World {
     pub(super) groups: Interner<GroupShape>,
     pub(super) group_states: Vec<GroupState>,
     pub(super) port_lists: Interner<Box<[(Text, Protocol, u16)]>>,
+    namespaces_by_label: BTreeSet<(Label, NamespaceId)>,
     pub(super) by_namespace: BTreeSet<(NamespaceId, Group)>,
     pub(super) by_label: BTreeSet<(Label, Group)>,
     pub(super) by_ports: BTreeSet<(PortList, Group)>,
@@ -146,6 +147,20 @@ impl World {
     /// Namespaces that are known or referred to.
     pub(super) fn namespace_ids(&self) -> impl Iterator<Item = NamespaceId> + '_ {
         self.names.values().copied()
+    }
+
+    /// Namespaces that may match a selector: all that do are among them.
+    pub(super) fn candidate_namespaces(&self, selector: Selector) -> Vec<NamespaceId> {
+        let Some(labels) = self.vocabulary.required_labels(selector) else {
+            return self.namespace_ids().collect();
+        };
+        let with = |&label: &Label| {
+            self.namespaces_by_label.range((label, 0)..=(label, NamespaceId::MAX)).map(|&(_, id)| id)
+        };
+        let mut ids: Vec<_> = labels.iter().flat_map(with).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
     }
 
     /// The id of a namespace that is known or referred to.
@@ -212,6 +227,13 @@ impl World {
         };
         let new = labels.map(|labels| self.vocabulary.acquire_labels(labels));
         let old = std::mem::replace(&mut self.namespaces[id as usize].labels, new);
+        if old != new {
+            let entries = |set| self.vocabulary.labels(set).iter().map(|&label| (label, id));
+            for entry in old.into_iter().flat_map(entries) {
+                self.namespaces_by_label.remove(&entry);
+            }
+            self.namespaces_by_label.extend(new.into_iter().flat_map(entries));
+        }
         if let Some(old) = old {
             self.vocabulary.release_labels(old);
         }
