@@ -48,7 +48,7 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
     std::os::unix::net::UnixStream::connect(run.socket()).map_err(|e| {
         CniError::new(code::TRY_AGAIN, format!("the agent is away: {}: {e}", run.socket().display()))
     })?;
-    let wanted = wanted(config, &node)?;
+    let wanted = wanted(environment, config, &node)?;
     let delegate = Delegate::of(config, environment);
     if let Some(delegate) = &delegate {
         delegate.find()?;
@@ -173,7 +173,7 @@ fn open_netns(environment: &Environment) -> Result<Netns, CniError> {
     Ok(netns)
 }
 
-fn wanted(config: &Config, node: &NodeInfo) -> Result<Wanted, CniError> {
+fn wanted(environment: &Environment, config: &Config, node: &NodeInfo) -> Result<Wanted, CniError> {
     let sets = match &config.addresses {
         Addresses::Node { exclude } => ledger::node_pools(node, exclude)?,
         Addresses::Ranges(sets) => sets.clone(),
@@ -184,7 +184,14 @@ fn wanted(config: &Config, node: &NodeInfo) -> Result<Wanted, CniError> {
     if mtu < IPV6_MTU && sets.iter().any(|set| set[0].is_ipv6()) {
         return Err(CniError::configuration(format!("mtu: IPv6 needs {IPV6_MTU} at least, not {mtu}")));
     }
-    Ok(Wanted::OfSets { sets, asked: config.ips.clone() })
+    let mut asked = config.ips.clone();
+    if let (true, Some(ip)) = (asked.is_empty(), &environment.ip) {
+        let network: IpNetwork = ip.parse().map_err(|_| {
+            CniError::new(code::ENVIRONMENT, format!("CNI_ARGS: IP: {ip:?} is not an address"))
+        })?;
+        asked.push(network.ip());
+    }
+    Ok(Wanted::OfSets { sets, asked })
 }
 
 /// A locally administered address that no other interface of the node ever had.

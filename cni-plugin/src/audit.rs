@@ -56,6 +56,7 @@ pub fn audit(run: &RunDir) -> Result<Reserved, CniError> {
     let leases = ledger.leases()?;
     let mut faults: Vec<String> =
         unreadable.iter().map(|u| format!("attachment {}: {}", u.owner, u.why)).collect();
+    faults.extend(ledger.unreadable()?.iter().map(|entry| format!("{entry} cannot be read")));
     let excused: BTreeSet<&Owner> = unreadable.iter().map(|u| &u.owner).collect();
     let own = ledger::read_node(run).ok().and_then(|n| ledger::node_pools(&n, &[]).ok()).unwrap_or_default();
     reservations(&attachments, &leases, &excused, &own.concat(), &mut faults);

@@ -18,7 +18,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, Rou
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcOption};
 
 use crate::bpf::{self, Tcx, Trampolines};
-use crate::config::Config;
+use crate::config::{Addresses, Config};
 use crate::delegate::Delegate;
 use crate::environment::Environment;
 use crate::error::{CniError, code};
@@ -67,6 +67,10 @@ pub fn check(environment: &Environment, config: &Config) -> Result<(), CniError>
                 faults.push(format!("prevResult.ips: {addresses:?}, but reserved are {reserved:?}"));
             }
         }
+    }
+    if !matches!(config.addresses, Addresses::Delegated(_)) {
+        let lost = Ledger::unreserved(&run, &a)?;
+        faults.extend(lost.iter().map(|address| format!("{address} is not reserved for {owner}")));
     }
     let node = ledger::read_node(&run)?;
     host(&a, &node.frozen, &mut faults).map_err(|e| CniError::new(code::KERNEL, e.to_string()))?;

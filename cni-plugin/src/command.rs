@@ -53,7 +53,7 @@ fn dispatch(
         return version(input).map(Some);
     }
     let environment = Environment::read(command, variable)?;
-    let config = Config::read(input)?;
+    let config = Config::read(input, command)?;
     *run_dir = Some(config.run_dir.clone());
     let since = |oldest: CniVersion, name: &str| {
         if config.version >= oldest {

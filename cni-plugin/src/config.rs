@@ -9,7 +9,7 @@ use fairlead_ipam::{Owner, Pool};
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value};
 
-use crate::environment::is_identifier;
+use crate::environment::{Command, is_identifier};
 use crate::error::{CniError, code};
 use crate::result::{Dns, Success};
 use crate::version::CniVersion;
@@ -39,7 +39,7 @@ pub struct Config {
     /// A chained plugin shapes the pod: `runtimeConfig.bandwidth`, or `shaped` where that plugin's rates
     /// stand in the configuration.
     pub shaped: bool,
-    /// `prevResult`.
+    /// `prevResult`, for ADD and CHECK.
     pub prev_result: Option<Success>,
     /// `cni.dev/valid-attachments`, or the older `cni.dev/attachments`.
     pub attachments: Option<BTreeSet<Owner>>,
@@ -115,11 +115,11 @@ pub fn decode(input: &[u8]) -> Result<Map<String, Value>, CniError> {
 }
 
 impl Config {
-    /// Reads and validates a configuration.
+    /// Reads and validates a configuration, for one command.
     ///
     /// # Errors
     /// Code 6 where it is not JSON, 1 for its version, 7 for all else, naming the field.
-    pub fn read(input: &[u8]) -> Result<Self, CniError> {
+    pub fn read(input: &[u8], command: Command) -> Result<Self, CniError> {
         let conf = decode(input)?;
         let version = CniVersion::parse(string(&conf, "cniVersion", "")?)?;
         let name = string(&conf, "name", "")?.unwrap_or_default();
@@ -156,8 +156,11 @@ impl Config {
             ips = addresses(cni, "args.cni.")?;
         }
         let mac = string(runtime, "mac", "runtimeConfig.")?.map(mac).transpose()?;
-        let prev_result =
-            member(&conf, "prevResult").map(|v| Success::from_json(v, "prevResult")).transpose()?;
+        // DEL, GC and STATUS must not fail for what they do not use.
+        let prev_result = member(&conf, "prevResult")
+            .filter(|_| matches!(command, Command::Add | Command::Check))
+            .map(|v| Success::from_json(v, "prevResult"))
+            .transpose()?;
         let attachments =
             match (member(&conf, "cni.dev/valid-attachments"), member(&conf, "cni.dev/attachments")) {
                 (Some(_), _) => Some(attachments(&conf, "cni.dev/valid-attachments")?),

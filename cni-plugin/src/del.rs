@@ -55,7 +55,7 @@ pub fn gc(environment: &Environment, config: &Config, log: &mut Log) -> Result<(
     if !run.path().exists() {
         return Ok(());
     }
-    let (attachments, unreadable) = Ledger::lock(&run)?.attachments()?;
+    let (attachments, _) = Ledger::lock(&run)?.attachments()?;
     let mut faults = Vec::new();
     let delegate = Delegate::of(config, environment);
     for attachment in attachments {
@@ -68,10 +68,23 @@ pub fn gc(environment: &Environment, config: &Config, log: &mut Log) -> Result<(
         }
     }
     if let Some(delegate) = &delegate {
-        faults.extend(delegate.forward("GC").err().map(|e| e.msg));
+        faults.extend(delegate.gc().err().map(|e| e.msg));
     }
-    for entry in unreadable {
-        log.note(format!("{}: {}", entry.owner, entry.why));
+    // What an attachment left that nobody knows any more; of which network it was nobody knows either.
+    let unlisted = |owner: &Owner| config.attachments.as_ref().is_none_or(|valid| !valid.contains(owner));
+    match Ledger::lock(&run).and_then(|mut ledger| ledger.sweep(unlisted)) {
+        Ok(swept) => {
+            for lease in swept.freed {
+                log.note(format!("{} of {} freed: there is no such attachment", lease.address, lease.owner));
+            }
+            for entry in swept.unreadable {
+                log.note(format!("{}: {}", entry.owner, entry.why));
+            }
+            for what in swept.mended {
+                log.note(what);
+            }
+        }
+        Err(e) => faults.push(e.msg),
     }
     if faults.is_empty() { Ok(()) } else { Err(CniError::new(code::INCOMPLETE, faults.join("; "))) }
 }
@@ -112,7 +125,8 @@ fn remove(
         faults.extend(delegate.del(owner).err().map(|e| e.msg));
         log.step("delegate");
     }
-    let known = attachment.is_some() || run.endpoint(&owner.container_id, &owner.ifname).exists();
+    let known =
+        attachment.is_some() || index.is_some() || run.endpoint(&owner.container_id, &owner.ifname).exists();
     if known {
         let client = Client::new(run.socket()).with_timeout(FAREWELL);
         if let Err(e) = client.delete(&endpoint_path(&owner.container_id, &owner.ifname)) {

@@ -84,15 +84,35 @@ impl<'a> Delegate<'a> {
         self.run("CHECK", Some(&owner)).map(drop)
     }
 
-    /// Passes GC or STATUS on. That it does not know the verb is no error.
+    /// Passes STATUS on.
+    ///
+    /// # Errors
+    /// Its own, or code 109; 50 where it does not speak the configuration's version, and so could not
+    /// serve ADD either.
+    pub fn status(&self) -> Result<(), CniError> {
+        if self.speaks()? {
+            return self.run("STATUS", None).map(drop);
+        }
+        let msg = format!("ipam.type: {:?} does not speak CNI {}", self.kind, self.config.version);
+        Err(CniError::new(code::NOT_AVAILABLE, msg))
+    }
+
+    /// Passes GC on, where it speaks the configuration's version: another has never given anything to
+    /// this network.
     ///
     /// # Errors
     /// Its own, or code 109.
-    pub fn forward(&self, verb: &str) -> Result<(), CniError> {
-        match self.run(verb, None) {
-            Err(e) if matches!(e.code, code::VERSION | code::ENVIRONMENT) => Ok(()),
-            result => result.map(drop),
-        }
+    pub fn gc(&self) -> Result<(), CniError> {
+        if self.speaks()? { self.run("GC", None).map(drop) } else { Ok(()) }
+    }
+
+    /// Whether it speaks the version of the configuration, and so has that version's verbs. One that
+    /// does not would take GC for a call without a container.
+    fn speaks(&self) -> Result<bool, CniError> {
+        let answer = self.run("VERSION", None)?;
+        let spoken = answer.get("supportedVersions").and_then(Value::as_array);
+        let version = self.config.version.as_str();
+        Ok(spoken.is_some_and(|all| all.iter().any(|v| v.as_str() == Some(version))))
     }
 
     fn run(&self, verb: &str, owner: Option<&Owner>) -> Result<Value, CniError> {

@@ -37,6 +37,8 @@ pub struct Environment {
     pub netns_override: bool,
     /// The pod, from CNI_ARGS.
     pub pod: Option<PodRef>,
+    /// `IP` of CNI_ARGS: an address asked for, where the configuration names none.
+    pub ip: Option<String>,
     /// CNI_PATH.
     pub path: Vec<PathBuf>,
 }
@@ -101,14 +103,14 @@ impl Environment {
                 "CNI_IFNAME {ifname:?} is no interface name: at most 15 bytes, not '.' or '..', without '/', ':' or white space"
             ));
         }
-        let pod = match pod(get("CNI_ARGS").as_deref().unwrap_or_default()) {
-            Ok(pod) => pod,
+        let (pod, ip) = match arguments(get("CNI_ARGS").as_deref().unwrap_or_default()) {
+            Ok(arguments) => arguments,
             Err(fault) => {
                 // DEL and GC must not fail for what they do not use.
                 if matches!(command, Command::Add) {
                     faults.push(fault);
                 }
-                None
+                (None, None)
             }
         };
         if !faults.is_empty() {
@@ -117,7 +119,7 @@ impl Environment {
         let netns_override = get("CNI_NETNS_OVERRIDE")
             .is_some_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "t" | "true"));
         let path = get("CNI_PATH").map(|p| std::env::split_paths(&p).collect()).unwrap_or_default();
-        Ok(Self { container_id, ifname, netns, netns_override, pod, path })
+        Ok(Self { container_id, ifname, netns, netns_override, pod, ip, path })
     }
 }
 
@@ -135,7 +137,8 @@ fn is_ifname(s: &str) -> bool {
         && !s.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control())
 }
 
-fn pod(args: &str) -> Result<Option<PodRef>, String> {
+/// The pod, and the address asked for.
+fn arguments(args: &str) -> Result<(Option<PodRef>, Option<String>), String> {
     let mut known = BTreeMap::new();
     let mut unknown = Vec::new();
     let mut ignore_unknown = false;
@@ -146,7 +149,7 @@ fn pod(args: &str) -> Result<Option<PodRef>, String> {
             "IgnoreUnknown" => {
                 ignore_unknown = matches!(value.to_ascii_lowercase().as_str(), "1" | "t" | "true");
             }
-            "K8S_POD_NAMESPACE" | "K8S_POD_NAME" | "K8S_POD_UID" | "K8S_POD_INFRA_CONTAINER_ID" => {
+            "IP" | "K8S_POD_NAMESPACE" | "K8S_POD_NAME" | "K8S_POD_UID" | "K8S_POD_INFRA_CONTAINER_ID" => {
                 known.insert(key, value.to_owned());
             }
             _ => unknown.push(key),
@@ -156,10 +159,11 @@ fn pod(args: &str) -> Result<Option<PodRef>, String> {
         return Err(format!("CNI_ARGS: unknown {}, and no IgnoreUnknown=1", unknown.join(", ")));
     }
     let mut take = |key| known.remove(key).filter(|v: &String| !v.is_empty());
+    let ip = take("IP");
     match (take("K8S_POD_NAMESPACE"), take("K8S_POD_NAME")) {
-        (Some(namespace), Some(name)) => Ok(Some(PodRef { namespace, name, uid: take("K8S_POD_UID") })),
+        (Some(namespace), Some(name)) => Ok((Some(PodRef { namespace, name, uid: take("K8S_POD_UID") }), ip)),
         // podman tells the container's name alone; Kubernetes always tells both.
-        (None, _) => Ok(None),
+        (None, _) => Ok((None, ip)),
         (Some(_), None) => Err("CNI_ARGS: K8S_POD_NAMESPACE without K8S_POD_NAME".to_owned()),
     }
 }

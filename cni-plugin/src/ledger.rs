@@ -6,32 +6,32 @@
 //! RUN/ipam/busy                    -> "CONTAINER IF": whose claim is being written
 //! RUN/ipam/slots/SLOT              -> "IFINDEX CONTAINER IF"
 //! RUN/ipam/ifindex                 the index given out last
+//! RUN/ipam/boot                    -> the kernel's boot_id: when all of this was written
 //! RUN/ipam/used, RUN/ipam/pools    addresses, see [`crate::store`]
 //! ```
 //!
 //! A claim reserves an index and addresses and then writes the attachment. One that was killed in
 //! between has left its mark in `busy`; whoever takes the lock next frees what it had reserved.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use fairlead_api::{Attachment, NodeInfo, RunDir};
-use fairlead_common::maps::{SLOTS, ifindex_usable, slot_of};
+use fairlead_common::maps::slot_of;
 use fairlead_ipam::{Lease, Owner, Pool, Refused, Store};
 
 use crate::error::{CniError, IoContext, code};
-use crate::netns::Netns;
 use crate::store::{Disk, entries, link, now, remove, there};
 
 mod read;
+mod reconcile;
+mod slots;
 
 pub use read::{PoolUse, is_host_ifname};
-
-/// The first interface index that is given out; beyond those that the kernel chooses.
-const FIRST_INDEX: u32 = 0x10000;
+pub use reconcile::{Reconciled, reconcile, sandbox_lives};
+pub use slots::interface_name;
 
 /// The ledger of a run directory, locked.
 #[derive(Debug)]
@@ -63,17 +63,6 @@ pub struct Unreadable {
     pub owner: Owner,
     /// Why.
     pub why: String,
-}
-
-/// What [`reconcile`] did.
-#[derive(Clone, Debug, Default)]
-pub struct Reconciled {
-    /// Attachments of sandboxes that are gone: removed.
-    pub removed: Vec<Attachment>,
-    /// Addresses that belonged to no attachment: resting now.
-    pub freed: Vec<Lease>,
-    /// Attachments that cannot be read; what the kernel still has of them stays reserved.
-    pub unreadable: Vec<Unreadable>,
 }
 
 /// Name of the host's end: the same for an attachment wherever it is asked for.
@@ -115,66 +104,6 @@ pub fn node_pools(node: &NodeInfo, exclude: &[ipnetwork::IpNetwork]) -> Result<V
 /// Owner of an attachment.
 pub fn owner_of(attachment: &Attachment) -> Owner {
     Owner { container_id: attachment.container_id.clone(), ifname: attachment.ifname.clone() }
-}
-
-/// Whether the interface of an attachment, or its namespace, is there, seen from this process.
-pub fn sandbox_lives(attachment: &Attachment) -> bool {
-    interface_name(attachment.host_ifindex).as_deref() == Some(attachment.host_ifname.as_str())
-        || Netns::open(Path::new(&attachment.netns)).is_ok()
-}
-
-/// Name of the interface with this index in this thread's namespace.
-pub fn interface_name(index: u32) -> Option<String> {
-    // nix 0.31 takes the null pointer of a failure for success, and returns an empty name.
-    let name = nix::net::if_::if_indextoname(index).ok().filter(|name| !name.is_empty())?;
-    Some(name.to_string_lossy().into_owned())
-}
-
-/// Frees what belongs to sandboxes that are gone, and what belongs to nobody. For the agent, before
-/// it serves ADD.
-///
-/// `live` tells whether a sandbox may still be there; [`sandbox_lives`] where namespaces can be seen.
-///
-/// # Errors
-/// Code 5 where the run directory cannot be used; nothing that is merely broken in it is an error.
-pub fn reconcile(run: &RunDir, live: impl Fn(&Attachment) -> bool) -> Result<Reconciled, CniError> {
-    let mut ledger = Ledger::lock(run)?;
-    let (attachments, unreadable) = ledger.attachments()?;
-    let mut done = Reconciled::default();
-    let mut kept = Vec::new();
-    for attachment in attachments {
-        if live(&attachment) {
-            kept.push(attachment);
-        } else {
-            ledger.release(&owner_of(&attachment))?;
-            done.removed.push(attachment);
-        }
-    }
-    let mut broken = BTreeSet::new();
-    for entry in unreadable {
-        if nix::net::if_::if_nametoindex(host_ifname(&entry.owner).as_str()).is_ok() {
-            broken.insert(entry.owner.clone());
-        } else {
-            ledger.release(&entry.owner)?;
-        }
-        done.unreadable.push(entry);
-    }
-    let pools: Vec<Pool> = read_node(run)
-        .ok()
-        .and_then(|node| node_pools(&node, &[]).ok())
-        .map(|sets| sets.concat())
-        .unwrap_or_default();
-    let holds = |lease: &Lease| {
-        broken.contains(&lease.owner)
-            || kept.iter().any(|a| owner_of(a) == lease.owner && a.addresses.contains(&lease.address))
-    };
-    let time = now().context(|| "clock".to_owned())?;
-    done.freed =
-        fairlead_ipam::reconcile(&mut ledger.disk, &pools, holds, time).context(|| "addresses".to_owned())?;
-    ledger.free_slots(|owner, index| {
-        !broken.contains(owner) && !kept.iter().any(|a| owner_of(a) == *owner && a.host_ifindex == index)
-    })?;
-    Ok(done)
 }
 
 /// Reads `node.json`.
@@ -258,6 +187,23 @@ impl Ledger {
         self.disk.leases().context(|| "addresses".to_owned())
     }
 
+    /// Which of an attachment's addresses are not reserved for it by the built-in allocator. Reads
+    /// without the lock: a reservation is there whole or not at all.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn unreserved(run: &RunDir, attachment: &Attachment) -> Result<Vec<IpAddr>, CniError> {
+        let (disk, owner) = (Disk::new(run.ipam()), owner_of(attachment));
+        let mut found = Vec::new();
+        for address in &attachment.addresses {
+            let lease = disk.lease(*address).context(|| address.to_string())?;
+            if lease.is_none_or(|lease| lease.owner != owner) {
+                found.push(*address);
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether each set has an address left.
     ///
     /// # Errors
@@ -326,14 +272,14 @@ impl Ledger {
         self.write(attachment)
     }
 
-    /// Frees all that an owner has; its attachment goes last. Nothing happens where it has nothing.
+    /// Frees all that an owner has; its attachment goes last. Where there is none that can be read, it
+    /// is looked for everywhere.
     ///
     /// # Errors
     /// Code 5; it can be asked again.
     pub fn release(&mut self, owner: &Owner) -> Result<(), CniError> {
         let time = now().context(|| "clock".to_owned())?;
         match Self::attachment(&self.run, owner) {
-            Ok(None) => return Ok(()),
             Ok(Some(attachment)) => {
                 for address in attachment.addresses {
                     fairlead_ipam::release(&mut self.disk, address, owner, time)
@@ -344,8 +290,7 @@ impl Ledger {
                     remove(&self.slot_path(slot)).context(|| "slots".to_owned())?;
                 }
             }
-            // Look for it everywhere.
-            Err(_) => {
+            Ok(None) | Err(_) => {
                 fairlead_ipam::reconcile(&mut self.disk, &[], |lease| lease.owner != *owner, time)
                     .context(|| "addresses".to_owned())?;
                 self.free_slots(|holder, _| holder == owner)?;
@@ -378,8 +323,11 @@ impl Ledger {
 
     fn recover(&mut self) -> Result<(), CniError> {
         let mark = self.mark();
-        let Some(target) = there(fs::read_link(&mark)).context(|| mark.display().to_string())? else {
-            return Ok(());
+        let target = match fs::read_link(&mark) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            // Something else than a link; reconcile frees what it was to tell of.
+            Err(e) if e.kind() == ErrorKind::InvalidInput => PathBuf::new(),
+            target => target.context(|| mark.display().to_string())?,
         };
         if let Some((container_id, ifname)) = target.to_string_lossy().split_once(' ') {
             self.tidy(&Owner { container_id: container_id.to_owned(), ifname: ifname.to_owned() })?;
@@ -399,70 +347,6 @@ impl Ledger {
         fairlead_ipam::reconcile(&mut self.disk, &[], holds, time).context(|| "addresses".to_owned())?;
         let index = attachment.map(|a| a.host_ifindex);
         self.free_slots(|holder, held| holder == owner && Some(held) != index)
-    }
-
-    fn slot_path(&self, slot: u32) -> PathBuf {
-        self.run.ipam().join("slots").join(slot.to_string())
-    }
-
-    /// Index and owner in a slot.
-    fn slot(&self, slot: u32) -> Option<(u32, Owner)> {
-        let target = fs::read_link(self.slot_path(slot)).ok()?;
-        let text = target.to_string_lossy();
-        let mut words = text.split(' ');
-        let index = words.next()?.parse().ok()?;
-        let (container_id, ifname) = (words.next()?.to_owned(), words.next()?.to_owned());
-        Some((index, Owner { container_id, ifname }))
-    }
-
-    fn free_slots(&mut self, free: impl Fn(&Owner, u32) -> bool) -> Result<(), CniError> {
-        for name in entries(&self.run.ipam().join("slots")).context(|| "slots".to_owned())? {
-            let Ok(number) = name.parse() else { continue };
-            if self.slot(number).is_none_or(|(index, owner)| free(&owner, index)) {
-                remove(&self.slot_path(number)).context(|| "slots".to_owned())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reserves the next index whose slot is free and that no interface has.
-    fn next_index(&mut self, owner: &Owner) -> Result<u32, CniError> {
-        let path = self.run.ipam().join("ifindex");
-        let mut last = match there(fs::read_to_string(&path)).context(|| path.display().to_string())? {
-            Some(text) if let Ok(last) = text.trim().parse::<u32>() => last,
-            _ => self.highest_index()?,
-        };
-        for _ in 0..2 * SLOTS {
-            last = if last >= i32::MAX.cast_unsigned() - 1 { FIRST_INDEX } else { last + 1 };
-            if !ifindex_usable(last) {
-                continue;
-            }
-            let target = format!("{last} {} {}", owner.container_id, owner.ifname);
-            if !link(&target, &self.slot_path(slot_of(last))).context(|| "slots".to_owned())? {
-                continue;
-            }
-            // From here on it is never given again, whatever becomes of this claim.
-            overwrite(&path, &format!("{last:010}\n")).context(|| path.display().to_string())?;
-            if interface_name(last).is_none() {
-                return Ok(last);
-            }
-            remove(&self.slot_path(slot_of(last))).context(|| "slots".to_owned())?;
-        }
-        Err(CniError::new(code::NO_SLOT, format!("all {} endpoints of this node are in use", SLOTS - 2)))
-    }
-
-    /// Where the counter starts when it is not there: above all that is known.
-    fn highest_index(&self) -> Result<u32, CniError> {
-        let kernel = nix::net::if_::if_nameindex()
-            .map_err(io::Error::from)
-            .context(|| "interfaces".to_owned())?
-            .iter()
-            .map(|i| i.index())
-            .max();
-        let slots = entries(&self.run.ipam().join("slots")).context(|| "slots".to_owned())?;
-        let slots = slots.iter().filter_map(|name| Some(self.slot(name.parse().ok()?)?.0)).max();
-        let attachments = self.attachments()?.0.iter().map(|a| a.host_ifindex).max();
-        Ok([kernel, slots, attachments].into_iter().flatten().max().unwrap_or(0).max(FIRST_INDEX - 1))
     }
 
     fn take(&mut self, owner: &Owner, wanted: &Wanted) -> Result<Vec<IpAddr>, CniError> {
@@ -511,10 +395,4 @@ fn refused(refused: Refused<io::Error>) -> CniError {
         Refused::Store(_) => code::IO,
     };
     CniError::new(code, refused.to_string())
-}
-
-/// Writes a file of fixed length in place, by one `pwrite`.
-fn overwrite(path: &Path, text: &str) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    File::options().write(true).create(true).truncate(false).open(path)?.write_all_at(text.as_bytes(), 0)
 }

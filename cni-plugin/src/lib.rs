@@ -20,7 +20,7 @@
 //! | 104 | the kernel refused to make or to configure the interface |
 //! | 105 | CHECK: what is there is not what ADD left |
 //! | 106 | the agent refused the endpoint |
-//! | 107 | no interface index is free for the endpoint (4094 to a node) |
+//! | 107 | no interface index is free for the endpoint (4094 to a node; STATUS and ADD) |
 //! | 108 | DEL or GC could not remove everything; it can be asked again |
 //! | 109 | another plugin, to which this one delegates, could not be run |
 

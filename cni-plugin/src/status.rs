@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Code 50 while the agent is not ready, 51 where its programs are gone and pods were wired with them, 100
-/// when no address is left.
+/// when no address is left, 107 when no more pods have room.
 pub fn status(environment: &Environment, config: &Config) -> Result<(), CniError> {
     let run = RunDir(config.run_dir.clone());
     let unavailable = |msg: String| CniError::new(code::NOT_AVAILABLE, msg);
@@ -39,11 +39,17 @@ pub fn status(environment: &Environment, config: &Config) -> Result<(), CniError
         Addresses::Node { exclude } => node_pools(&node, exclude).map_err(|e| unavailable(e.msg))?,
         Addresses::Ranges(sets) => sets.clone(),
         Addresses::Delegated(_) => {
-            return Delegate::of(config, environment).map_or(Ok(()), |delegate| delegate.forward("STATUS"));
+            return Delegate::of(config, environment).map_or(Ok(()), |delegate| delegate.status());
         }
     };
-    if Ledger::lock(&run)?.available(&sets)? {
-        return Ok(());
+    let mut ledger = Ledger::lock(&run)?;
+    if !ledger.available(&sets)? {
+        let msg = format!("every address of node {} is in use", node.node_name);
+        return Err(CniError::new(code::EXHAUSTED, msg));
     }
-    Err(CniError::new(code::EXHAUSTED, format!("every address of node {} is in use", node.node_name)))
+    if !ledger.has_slot()? {
+        let msg = format!("node {} has as many pods as it can", node.node_name);
+        return Err(CniError::new(code::NO_SLOT, msg));
+    }
+    Ok(())
 }

@@ -78,6 +78,11 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     there(fs::remove_file(path)).map(drop).map_err(told(path))
 }
 
+/// Removes a folder that may not be there, with all that is in it.
+pub(crate) fn remove_all(folder: &Path) -> io::Result<()> {
+    there(fs::remove_dir_all(folder)).map(drop).map_err(told(folder))
+}
+
 /// Moves a file; `false` if there is something of the new name.
 fn shift(from: &Path, to: &Path) -> io::Result<bool> {
     let step =
@@ -111,8 +116,20 @@ fn write_lease(lease: &Lease) -> String {
     format!("{address} {pool} {position} {} {}", owner.container_id, owner.ifname)
 }
 
-fn read_lease(path: &Path) -> io::Result<Option<Lease>> {
-    let Some(target) = there(fs::read_link(path)).map_err(told(path))? else { return Ok(None) };
+/// What is at a place.
+enum Entry {
+    Nothing,
+    Lease(Lease),
+    /// Something that no plugin has left there.
+    Unreadable,
+}
+
+fn read(path: &Path) -> io::Result<Entry> {
+    let target = match fs::read_link(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Entry::Nothing),
+        Err(e) if e.kind() == ErrorKind::InvalidInput => return Ok(Entry::Unreadable),
+        target => target.map_err(told(path))?,
+    };
     let text = target.to_string_lossy();
     let mut words = text.split(' ');
     let mut word = || words.next().filter(|w| !w.is_empty());
@@ -124,9 +141,31 @@ fn read_lease(path: &Path) -> io::Result<Option<Lease>> {
             owner: Owner { container_id: word()?.to_owned(), ifname: word()?.to_owned() },
         })
     })();
-    let unreadable =
-        || io::Error::new(ErrorKind::InvalidData, format!("{}: {text:?} is no lease", path.display()));
-    lease.map(Some).ok_or_else(unreadable)
+    Ok(lease.map_or(Entry::Unreadable, Entry::Lease))
+}
+
+/// The lease at a place, where there is one that can be read.
+fn read_lease(path: &Path) -> io::Result<Option<Lease>> {
+    Ok(match read(path)? {
+        Entry::Lease(lease) => Some(lease),
+        Entry::Nothing | Entry::Unreadable => None,
+    })
+}
+
+/// Entries that cannot be read.
+#[derive(Debug, Default)]
+pub(crate) struct Broken {
+    /// Names in `used`.
+    pub(crate) used: Vec<String>,
+    /// Pools, and names in their `resting`.
+    pub(crate) resting: Vec<(String, String)>,
+}
+
+impl Broken {
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.used.is_empty() && self.resting.is_empty()
+    }
 }
 
 impl Disk {
@@ -161,6 +200,52 @@ impl Disk {
             remove(from)?;
         }
         Ok(done)
+    }
+
+    /// What cannot be read. Nobody is given such an address, and nobody loses one, until it is mended.
+    pub(crate) fn unreadable(&self) -> io::Result<Broken> {
+        let mut broken = Broken::default();
+        let unreadable = |path: &Path| Ok::<_, io::Error>(matches!(read(path)?, Entry::Unreadable));
+        let used = self.folder.join("used");
+        for name in entries(&used)? {
+            let parsed = name.parse::<IpAddr>().is_ok();
+            if !parsed || unreadable(&used.join(&name))? {
+                broken.used.push(name);
+            }
+        }
+        for pool in self.pools()? {
+            let resting = self.pool(&pool).join("resting");
+            for name in entries(&resting)? {
+                let parsed = name.parse::<u64>().is_ok();
+                if !parsed || unreadable(&resting.join(&name))? {
+                    broken.resting.push((pool.clone(), name));
+                }
+            }
+        }
+        Ok(broken)
+    }
+
+    /// Writes the lease of an address in use anew.
+    pub(crate) fn rewrite(&mut self, lease: &Lease) -> io::Result<()> {
+        let (new, used) = (self.folder.join("new"), self.used(lease.address));
+        remove(&new)?;
+        link(&write_lease(lease), &new)?;
+        fs::rename(&new, &used).map_err(told(&used))
+    }
+
+    /// Makes a pool's order begin anew.
+    pub(crate) fn restart(&mut self, pool: &str) -> io::Result<()> {
+        remove(&self.pool(pool).join("state"))
+    }
+
+    /// Removes what [`unreadable`](Self::unreadable) has found in `used`.
+    pub(crate) fn discard_used(&mut self, name: &str) -> io::Result<()> {
+        remove(&self.folder.join("used").join(name))
+    }
+
+    /// Removes what [`unreadable`](Self::unreadable) has found resting.
+    pub(crate) fn discard_resting(&mut self, pool: &str, name: &str) -> io::Result<()> {
+        remove(&self.pool(pool).join("resting").join(name))
     }
 
     /// Names of the pools that anything is stored for.
@@ -215,7 +300,15 @@ impl Store for Disk {
     }
 
     fn lease(&self, address: IpAddr) -> io::Result<Option<Lease>> {
-        read_lease(&self.used(address))
+        Ok(match read(&self.used(address))? {
+            Entry::Nothing => None,
+            Entry::Lease(lease) => Some(lease),
+            // In use, but by nobody who could release it.
+            Entry::Unreadable => {
+                let owner = Owner { container_id: "(unreadable)".to_owned(), ifname: String::new() };
+                Some(Lease { address, pool: String::new(), position: 0, owner })
+            }
+        })
     }
 
     fn leases(&self) -> io::Result<Vec<Lease>> {

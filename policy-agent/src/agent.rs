@@ -146,6 +146,9 @@ fn restored(settings: &Settings) -> anyhow::Result<Vec<Attachment>> {
             for lease in &done.freed {
                 tracing::info!("freed: {lease:?} belonged to no attachment");
             }
+            for what in &done.mended {
+                tracing::warn!("{what}");
+            }
             for entry in &done.unreadable {
                 tracing::warn!("attachment {:?} cannot be read: {}", entry.owner, entry.why);
             }

@@ -46,6 +46,17 @@ impl Ledger {
         names.into_iter().map(of).collect::<io::Result<_>>().context(|| "pools".to_owned())
     }
 
+    /// What of the addresses cannot be read, below `RUN/ipam`.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn unreadable(&self) -> Result<Vec<String>, CniError> {
+        let broken = self.disk.unreadable().context(|| "addresses".to_owned())?;
+        let used = broken.used.into_iter().map(|name| format!("used/{name}"));
+        let resting = broken.resting.into_iter().map(|(pool, name)| format!("pools/{pool}/resting/{name}"));
+        Ok(used.chain(resting).collect())
+    }
+
     /// Reserved slots: slot, interface index, owner.
     ///
     /// # Errors

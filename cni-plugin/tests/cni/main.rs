@@ -7,4 +7,6 @@ mod check;
 mod conformance;
 mod crash;
 mod delegation;
+mod disorder;
+mod ipam;
 mod node;

@@ -42,6 +42,8 @@ pub(crate) struct Heard {
     pub(crate) say: VecDeque<Say>,
     pub(crate) endpoints: Vec<Attachment>,
     pub(crate) unready: bool,
+    /// Whether endpoints are shown as locked.
+    pub(crate) locked: bool,
 }
 
 pub(crate) struct Node {
@@ -362,7 +364,8 @@ fn serve(mut stream: UnixStream, heard: &Mutex<Heard>) {
             (204, String::new())
         }
         ("GET", "/v1/endpoints") => {
-            let all: Vec<EndpointStatus> = heard.endpoints.iter().cloned().map(status).collect();
+            let shown = |a| EndpointStatus { unlocked: !heard.locked, ..status(a) };
+            let all: Vec<EndpointStatus> = heard.endpoints.iter().cloned().map(shown).collect();
             (200, serde_json::to_string(&all).unwrap())
         }
         ("GET", "/v1/ready") if heard.unready => {
