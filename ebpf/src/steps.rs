@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::allows;
-use fairlead_common::maps::{FlowKey, PendingKey, SLOT_NONE, Side};
+use fairlead_common::maps::{FlowKey, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family};
@@ -25,12 +25,14 @@ pub(crate) trait Steps: Family {
     fn judge(generation: u32, side: Side, peer: &Self, protocol: u8, port: u16) -> bool;
     /// [`flow::locate`].
     fn locate(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> Option<PendingKey>;
+    /// [`flow::take_over`].
+    fn take_over(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> bool;
     /// [`flow::record`].
     fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $take_over:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -68,14 +70,23 @@ macro_rules! steps {
             }
         }
 
-        /// Slot and place, 0 where the flow is nowhere.
+        /// As [`number`] has it.
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $locate(key: *const FlowKey<$address>, first: u32, second: u32, now: u32) -> u64 {
             // SAFETY: as above.
-            let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
-            match flow::locate(&Maps, key, [first, second], now) {
-                Some(PendingKey { slot, place }) => u64::from(slot) << 32 | u64::from(place),
+            match unsafe { key.as_ref() } {
+                Some(key) => number(flow::locate(&Maps, key, [first, second], now)),
+                None => NOWHERE,
+            }
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $take_over(key: *const FlowKey<$address>, first: u32, second: u32, now: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { key.as_ref() } {
+                Some(key) => u32::from(flow::take_over(&Maps, key, [first, second], now)),
                 None => 0,
             }
         }
@@ -110,9 +121,12 @@ macro_rules! steps {
 
             #[inline(always)]
             fn locate(key: &FlowKey<Self>, [first, second]: [u32; 2], now: u32) -> Option<PendingKey> {
-                let found = $locate(key, first, second, now);
-                let slot = (found >> 32) as u32;
-                if slot == SLOT_NONE { None } else { Some(PendingKey { slot, place: found as u32 }) }
+                place($locate(key, first, second, now))
+            }
+
+            #[inline(always)]
+            fn take_over(key: &FlowKey<Self>, [first, second]: [u32; 2], now: u32) -> bool {
+                $take_over(key, first, second, now) != 0
             }
 
             #[inline(always)]
@@ -123,8 +137,27 @@ macro_rules! steps {
     };
 }
 
-steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, record_ipv4);
-steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, record_ipv6);
+steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, take_over_ipv4, record_ipv4);
+steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, take_over_ipv6, record_ipv6);
+
+/// In place of a slot and a place: the flow is nowhere.
+const NOWHERE: u64 = u64::MAX;
+
+#[inline(always)]
+fn number(found: Option<PendingKey>) -> u64 {
+    match found {
+        Some(PendingKey { slot, place }) => u64::from(slot) << 32 | u64::from(place),
+        None => NOWHERE,
+    }
+}
+
+#[inline(always)]
+fn place(number: u64) -> Option<PendingKey> {
+    if number == NOWHERE {
+        return None;
+    }
+    Some(PendingKey { slot: (number >> 32) as u32, place: number as u32 })
+}
 
 #[inline(always)]
 fn code(result: Result<(), DropReason>) -> u32 {

@@ -10,8 +10,8 @@ use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, Endpoint, EventLimit, EventLosses, FirstFragment, Flow, FlowKey,
-    FragmentKey, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey, PortClasses, PortSet, RowKey,
-    SLOTS, Side, State,
+    FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey,
+    PortClasses, PortSet, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -78,6 +78,21 @@ static PENDING6: HashMap<PendingKey, Shared<Pending<[u32; 4]>>> =
 static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FirstFragment> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "fragments6")]
 static FRAGMENTS6: LruHashMap<FragmentKey<[u32; 4]>, FirstFragment> = LruHashMap::with_max_entries(8192, 0);
+// Maps of an agent with other layouts, which take the places of these; see docs/decisions/0006.
+#[map(name = "old_flows4")]
+static OLD_FLOWS4: HashMap<FlowKey<u32>, LastingFlow> = HashMap::with_max_entries(1, NO_PREALLOC);
+#[map(name = "old_flows6")]
+static OLD_FLOWS6: HashMap<FlowKey<[u32; 4]>, LastingFlow> = HashMap::with_max_entries(1, NO_PREALLOC);
+#[map(name = "old_pending4")]
+static OLD_PENDING4: HashMap<PendingKey, LastingPending<u32>> = HashMap::with_max_entries(1, NO_PREALLOC);
+#[map(name = "old_pending6")]
+static OLD_PENDING6: HashMap<PendingKey, LastingPending<[u32; 4]>> =
+    HashMap::with_max_entries(1, NO_PREALLOC);
+#[map(name = "old_fragments4")]
+static OLD_FRAGMENTS4: HashMap<FragmentKey<u32>, FirstFragment> = HashMap::with_max_entries(1, NO_PREALLOC);
+#[map(name = "old_fragments6")]
+static OLD_FRAGMENTS6: HashMap<FragmentKey<[u32; 4]>, FirstFragment> =
+    HashMap::with_max_entries(1, NO_PREALLOC);
 #[map(name = "drops")]
 static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "passed")]
@@ -96,6 +111,15 @@ pub(crate) fn state() -> Option<State> {
     // SAFETY: the map holds one element for as long as the program runs; volatile, so that the word is
     // read exactly once.
     Some(unsafe { core::ptr::read_volatile(state) })
+}
+
+/// Whether what is missed is looked for in the maps of the agent before.
+#[inline(always)]
+fn takes_over() -> bool {
+    let Some(state) = STATE.get_ptr(0) else { return false };
+    // SAFETY: as above; the agent takes the bit away once, while programs run.
+    let flags = unsafe { core::ptr::read_volatile(&raw const (*state).flags) };
+    flags & STATE_TAKE_OVER != 0
 }
 
 /// Number of the node that has an IPv4 address, [`NODE_NONE`] where none has.
@@ -187,7 +211,7 @@ impl PolicyTables for Maps {
 }
 
 macro_rules! family {
-    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $remotes:ident, $flows:ident, $pending:ident, $fragments:ident) => {
+    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $remotes:ident, $flows:ident, $pending:ident, $fragments:ident, $old_flows:ident, $old_pending:ident, $old_fragments:ident) => {
         impl PeerTables<$address> for Maps {
             #[inline(always)]
             fn peer(&self, address: &$address) -> Option<&Banked> {
@@ -252,6 +276,28 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn takes_over(&self) -> bool {
+                takes_over()
+            }
+
+            #[inline(always)]
+            fn old_flow(&self, key: &FlowKey<$address>) -> Option<&LastingFlow> {
+                // SAFETY: see `flow`.
+                unsafe { $old_flows.get(key) }
+            }
+
+            #[inline(always)]
+            fn old_pending(&self, key: &PendingKey) -> Option<&LastingPending<$address>> {
+                // SAFETY: not preallocated, see `row`.
+                unsafe { $old_pending.get(key) }
+            }
+
+            #[inline(always)]
+            fn take_over(&self, key: &FlowKey<$address>, slots: [u32; 2], now: u32) -> bool {
+                <$address>::take_over(key, slots, now)
+            }
+
+            #[inline(always)]
             fn locate(&self, key: &FlowKey<$address>, slots: [u32; 2], now: u32) -> Option<PendingKey> {
                 <$address>::locate(key, slots, now)
             }
@@ -290,7 +336,11 @@ macro_rules! family {
             #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<FirstFragment> {
                 // SAFETY: see `flow`; a reused element is another allowed datagram's.
-                unsafe { $fragments.get(key) }.copied()
+                if let Some(first) = unsafe { $fragments.get(key) } {
+                    return Some(*first);
+                }
+                // SAFETY: as above.
+                if takes_over() { unsafe { $old_fragments.get(key) }.copied() } else { None }
             }
 
             #[inline(always)]
@@ -307,5 +357,31 @@ macro_rules! family {
     };
 }
 
-family!(u32, 32, PEERS4, CIDRS4, ADDRESSES4, REMOTES4, FLOWS4, PENDING4, FRAGMENTS4);
-family!([u32; 4], 128, PEERS6, CIDRS6, ADDRESSES6, REMOTES6, FLOWS6, PENDING6, FRAGMENTS6);
+family!(
+    u32,
+    32,
+    PEERS4,
+    CIDRS4,
+    ADDRESSES4,
+    REMOTES4,
+    FLOWS4,
+    PENDING4,
+    FRAGMENTS4,
+    OLD_FLOWS4,
+    OLD_PENDING4,
+    OLD_FRAGMENTS4
+);
+family!(
+    [u32; 4],
+    128,
+    PEERS6,
+    CIDRS6,
+    ADDRESSES6,
+    REMOTES6,
+    FLOWS6,
+    PENDING6,
+    FRAGMENTS6,
+    OLD_FLOWS6,
+    OLD_PENDING6,
+    OLD_FRAGMENTS6
+);

@@ -72,6 +72,18 @@ pub(crate) fn host_cargo(subcommand: &str) -> std::process::Command {
 
 /// Builds the eBPF object into target/dist.
 pub(crate) fn bpf_object() -> Result<PathBuf> {
+    let object = workspace::bpf_object();
+    bpf(&object, &[])?;
+    println!("build: {}", object.display());
+    Ok(object)
+}
+
+/// Builds the eBPF object with a made-up next layout of the flows, for the test of upgrades.
+pub(crate) fn next_bpf_object() -> Result<()> {
+    bpf(&workspace::next_bpf_object(), &["--features", "next-layout"])
+}
+
+fn bpf(object: &Path, arguments: &[&str]) -> Result<()> {
     let (compiler, linker) = setup::toolchain()?;
     let mut flags = OsString::from("-C debuginfo=2 -C link-arg=--btf -C linker=");
     flags.push(&linker);
@@ -86,12 +98,10 @@ pub(crate) fn bpf_object() -> Result<PathBuf> {
             .env("CARGO_PROFILE_RELEASE_STRIP", "none")
             .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
             .args(["--package", "fairlead-ebpf", "--release", "--target-dir"])
-            .arg(&folder),
+            .arg(&folder)
+            .args(arguments),
     )?;
-    let object = workspace::bpf_object();
-    install(&folder.join(bpf_toolchain::TARGET).join("release").join(BPF_BIN), &object)?;
-    println!("build: {}", object.display());
-    Ok(object)
+    install(&folder.join(bpf_toolchain::TARGET).join("release").join(BPF_BIN), object)
 }
 
 /// Puts a file in its place by rename, because the old one may be running; leaves an equal one alone,

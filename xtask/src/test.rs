@@ -126,6 +126,7 @@ fn prepare() -> Result<(Privilege, PathBuf)> {
     setup::cnitool()?;
     setup::bpffs()?;
     build::run(&build::Options::default())?;
+    build::next_bpf_object()?;
     let assets = kubernetes::programs(&kubernetes::CONTROL)?;
     Ok((Privilege::detect(), assets))
 }

@@ -27,3 +27,8 @@ pub(crate) fn dist() -> PathBuf {
 pub(crate) fn bpf_object() -> PathBuf {
     dist().join("fairlead.bpf.o")
 }
+
+/// The one that the test of upgrades loads beside it.
+pub(crate) fn next_bpf_object() -> PathBuf {
+    dist().join("fairlead-next.bpf.o")
+}

@@ -5,8 +5,8 @@ use core::cell::Cell;
 use crate::address::Address;
 use crate::judge::protocol;
 use crate::maps::{
-    FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, PENDING_PLACES, Pending, PendingKey,
-    SLOT_NONE,
+    FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, LastingFlow, LastingPending,
+    PENDING_PLACES, Pending, PendingKey, SLOT_NONE,
 };
 use crate::packet::tcp;
 
@@ -44,6 +44,19 @@ pub trait FlowTables<A: Address>: Sized {
     fn insert_pending(&self, key: &PendingKey, pending: &Pending<A>) -> bool;
     /// Empties a place.
     fn remove_pending(&self, key: &PendingKey);
+
+    /// Whether flows of an agent with another layout are still being taken over.
+    fn takes_over(&self) -> bool;
+    /// Maps `old_flows4` and `old_flows6`.
+    fn old_flow(&self, key: &FlowKey<A>) -> Option<&LastingFlow>;
+    /// Maps `old_pending4` and `old_pending6`.
+    fn old_pending(&self, key: &PendingKey) -> Option<&LastingPending<A>>;
+
+    /// [`take_over`]; as [`Self::locate`].
+    #[inline(always)]
+    fn take_over(&self, key: &FlowKey<A>, slots: [u32; 2], now: u32) -> bool {
+        take_over(self, key, slots, now)
+    }
 
     /// [`locate`]; the kernel's side has it as a function of its own, which the verifier walks once.
     #[inline(always)]
@@ -106,9 +119,10 @@ impl<A: Address> FlowKey<A> {
             && self.protocol == other.protocol
     }
 
-    /// The two places where an endpoint's table of pending flows may hold this one.
+    /// The two places where an endpoint's table of pending flows may hold this one. Part of the layout
+    /// of `pending4` and `pending6`.
     #[inline(always)]
-    fn places(&self) -> [u32; 2] {
+    pub fn places(&self) -> [u32; 2] {
         let ports = u32::from(self.low_port) << 16 | u32::from(self.high_port);
         let mut hash = self.low.mix() ^ self.high.mix().rotate_left(15) ^ ports.wrapping_mul(0x9e37_79b1);
         hash ^= hash >> 16;
@@ -117,6 +131,22 @@ impl<A: Address> FlowKey<A> {
         hash = hash.wrapping_mul(0xc2b2_ae35);
         hash ^= hash >> 16;
         [hash % PENDING_PLACES, (hash >> 16) % PENDING_PLACES]
+    }
+}
+
+impl From<LastingFlow> for Flow {
+    #[inline(always)]
+    fn from(lasting: LastingFlow) -> Self {
+        let LastingFlow { endpoint: [e0, e1], judged: [j0, j1], seen, slots, flags } = lasting;
+        Self {
+            endpoint: [Cell::new(e0), Cell::new(e1)],
+            judged: [Cell::new(j0), Cell::new(j1)],
+            seen: Cell::new(seen),
+            slots: Cell::new(slots),
+            flags: Cell::new(flags),
+            #[cfg(feature = "next-layout")]
+            appended: Cell::new(0),
+        }
     }
 }
 
@@ -189,11 +219,14 @@ impl Flow {
     }
 }
 
+/// Where a flow lies that is among the answered ones.
+const ANSWERED: PendingKey = PendingKey { slot: SLOT_NONE, place: 0 };
+
 /// A flow that a packet belongs to, and the place of its endpoint's pending flows that holds it.
 pub struct Known<'a> {
     /// The flow.
     pub flow: &'a Flow,
-    /// Where it is pending, [`SLOT_NONE`] as slot where it is answered.
+    /// Where it is pending, or [`ANSWERED`].
     pub place: PendingKey,
 }
 
@@ -208,15 +241,23 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
     if let Some(flow) = tables.flow(key)
         && flow.alive(key.protocol, now)
     {
-        return Some(Known { flow, place: PendingKey { slot: SLOT_NONE, place: 0 } });
+        return Some(Known { flow, place: ANSWERED });
     }
-    let place = tables.locate(key, slots, now)?;
+    let place = match tables.locate(key, slots, now) {
+        Some(place) => place,
+        None if tables.takes_over() && tables.take_over(key, slots, now) => ANSWERED,
+        None => return None,
+    };
+    if place.slot == SLOT_NONE {
+        return tables.flow(key).map(|flow| Known { flow, place });
+    }
     // What lies there may have changed meanwhile.
     let pending = tables.pending(&place)?;
     if pending.key.same(key) { Some(Known { flow: &pending.flow, place }) } else { None }
 }
 
-/// Where a flow is pending with one of two endpoints.
+/// Where a flow is pending with one of two endpoints. [`SLOT_NONE`] as slot: it is among the answered ones
+/// now.
 #[inline(always)]
 pub fn locate<A: Address, T: FlowTables<A>>(
     tables: &T,
@@ -238,7 +279,39 @@ pub fn locate<A: Address, T: FlowTables<A>>(
             }
         }
     }
-    None
+    // It may have been answered since it was looked for there.
+    if tables.flow(key).is_some_and(|flow| flow.alive(key.protocol, now)) { Some(ANSWERED) } else { None }
+}
+
+/// Takes a flow over from the maps of an agent with another layout, if it is there, whether anybody has
+/// answered it or not. It is then judged as any other: at an older generation.
+#[inline(always)]
+pub fn take_over<A: Address, T: FlowTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    slots: [u32; 2],
+    now: u32,
+) -> bool {
+    let taken = |old: &LastingFlow| {
+        let flow = Flow::from(*old);
+        flow.alive(key.protocol, now) && tables.insert_flow(key, &flow)
+    };
+    if let Some(old) = tables.old_flow(key) {
+        return taken(old);
+    }
+    for slot in slots {
+        if slot == SLOT_NONE {
+            continue;
+        }
+        for place in key.places() {
+            if let Some(old) = tables.old_pending(&PendingKey { slot, place })
+                && old.key.same(key)
+            {
+                return taken(&old.flow);
+            }
+        }
+    }
+    false
 }
 
 /// A flow to be recorded.
@@ -264,27 +337,12 @@ pub struct Opening {
     pub now: u32,
 }
 
-/// Records a flow that nobody has answered yet in its endpoint's places: in the first that is free or
-/// dead, else in the one whose flow has been silent for longer. `false` where there was no memory.
+/// The place of an endpoint that a flow gets: the first that is free or dead or its own, else the one
+/// whose flow has been silent for longer.
 #[inline(always)]
-pub fn record<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, opening: &Opening) -> bool {
-    let now = opening.now;
-    let opened = if opening.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
-    let end = |end: usize| if end == opening.source { opening.sender } else { opening.receiver };
-    let (low, high) = (end(0), end(1));
-    let pending = Pending {
-        key: *key,
-        flow: Flow {
-            endpoint: [Cell::new(low.1), Cell::new(high.1)],
-            judged: [Cell::new(opening.generation), Cell::new(opening.generation)],
-            seen: Cell::new(now),
-            slots: Cell::new(low.0 & 0xffff | high.0 << 16),
-            flags: Cell::new(opening.flags | opened),
-        },
-    };
-    pending.flow.note(now, opening.tcp_flags, opening.opener != opening.source);
+fn free_place<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, slot: u32, now: u32) -> PendingKey {
     let [first, second] = key.places();
-    let mut place = PendingKey { slot: opening.owner, place: first };
+    let mut place = PendingKey { slot, place: first };
     if let Some(there) = tables.pending(&place)
         && !there.key.same(key)
         && there.flow.alive(there.key.protocol, now)
@@ -299,6 +357,27 @@ pub fn record<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, openin
             place.place = first;
         }
     }
+    place
+}
+
+/// Records a flow that nobody has answered yet in one of its endpoint's places. `false` where there was
+/// no memory.
+#[inline(always)]
+pub fn record<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, opening: &Opening) -> bool {
+    let now = opening.now;
+    let opened = if opening.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
+    let end = |end: usize| if end == opening.source { opening.sender } else { opening.receiver };
+    let (low, high) = (end(0), end(1));
+    let flow = LastingFlow {
+        endpoint: [low.1, high.1],
+        judged: [opening.generation; 2],
+        seen: now,
+        slots: low.0 & 0xffff | high.0 << 16,
+        flags: opening.flags | opened,
+    };
+    let pending = Pending { key: *key, flow: flow.into() };
+    pending.flow.note(now, opening.tcp_flags, opening.opener != opening.source);
+    let place = free_place(tables, key, opening.owner, now);
     // What the table of answered flows still says of an older flow of this key must not answer for it.
     if tables.flow(key).is_some() {
         tables.remove_flow(key);

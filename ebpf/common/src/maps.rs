@@ -9,8 +9,53 @@
 
 use core::cell::Cell;
 
-/// Version of this interface. Part of the path under which maps and programs are pinned.
-pub const ABI_VERSION: u32 = 2;
+/// A map that outlives the agent that made it, pinned as `NAME-LAYOUT` in folder [`names::LASTING`].
+/// All others are new with each start. See docs/decisions/0006.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lasting {
+    /// Name of the map.
+    pub name: &'static str,
+    /// Version of its keys and values; another one is another map.
+    pub layout: u32,
+}
+
+/// The maps that outlive an agent.
+///
+/// In `flows4`, `flows6`, `pending4`, `pending6`, `fragments4` and `fragments6` a new layout may only
+/// append to the values, so that agents of different versions can take over from each other. What the
+/// others hold starts anew with a new layout.
+pub const LASTING: [Lasting; 11] = lasting(1);
+
+/// [`LASTING`] with this layout of the flows.
+pub const fn lasting(flows: u32) -> [Lasting; 11] {
+    const fn map(name: &'static str, layout: u32) -> Lasting {
+        Lasting { name, layout }
+    }
+    [
+        map("flows4", flows),
+        map("flows6", flows),
+        map("pending4", flows),
+        map("pending6", flows),
+        map("fragments4", 1),
+        map("fragments6", 1),
+        map("drops", 1),
+        map("passed", 1),
+        map("events", 1),
+        map("event_limits", 1),
+        map("event_losses", 1),
+    ]
+}
+
+/// Maps whose elements an agent takes over from one with other layouts, and the names under which its
+/// programs look into that one's.
+pub const TAKEN_OVER: [(&str, &str); 6] = [
+    ("flows4", "old_flows4"),
+    ("flows6", "old_flows6"),
+    ("pending4", "old_pending4"),
+    ("pending6", "old_pending6"),
+    ("fragments4", "old_fragments4"),
+    ("fragments6", "old_fragments6"),
+];
 
 /// Alternatives that a policy value holds, see the [module](self).
 pub const BANKS: usize = 4;
@@ -38,8 +83,8 @@ pub const DEFAULT_MARK_MASK: u32 = 0x0fff_0000;
 
 /// Names under which maps and programs are pinned.
 pub mod names {
-    /// Folder of what never changes, whatever the ABI version: trampolines, [`PROGRAMS`], [`ACTIVE`]
-    /// and [`KILLED`].
+    /// Folder of what never changes, whatever the version: trampolines, [`PROGRAMS`], [`ACTIVE`] and
+    /// [`KILLED`].
     pub const FROZEN: &str = "frozen";
     /// Frozen program: trampoline for tc ingress of a pod's host interface.
     pub const FROM_POD: &str = "from_pod";
@@ -60,6 +105,11 @@ pub mod names {
     /// Frozen map: array of [`super::SLOTS`] u32, the interface index that was killed last in a slot.
     /// The CNI plugin's DEL writes it; an endpoint with that index drops everything.
     pub const KILLED: &str = "killed";
+    /// Folder of the maps that outlive an agent, and of [`STATE`].
+    pub const LASTING: &str = "lasting";
+    /// The [`super::State`] of the agent that started last. In whatever layout, its value begins with
+    /// the generation word.
+    pub const STATE: &str = "state";
 }
 
 /// Entries of one half of the program array.
@@ -83,7 +133,7 @@ pub const HOOK_TO_OVERLAY: u32 = 5;
 pub struct State {
     /// The generation word; its bank is in force. Never 0 once policy is in place.
     pub generation: u32,
-    /// [`STATE_FAST_PATH`] and others to come.
+    /// [`STATE_FAST_PATH`], [`STATE_TAKE_OVER`].
     pub flags: u32,
     /// Bits of `skb->mark` that hold a slot.
     pub mark_mask: u32,
@@ -99,6 +149,9 @@ pub struct State {
 
 /// [`State::flags`]: packets may be redirected past the host's stack.
 pub const STATE_FAST_PATH: u32 = 1;
+/// [`State::flags`]: the agent before had flows in maps of another layout, and not all of them are in
+/// this one's yet; see [`TAKEN_OVER`].
+pub const STATE_TAKE_OVER: u32 = 2;
 
 /// A signature that allows everything: the direction is not isolated.
 pub const SIGNATURE_OPEN: u32 = 0;
@@ -349,6 +402,25 @@ pub struct Flow {
     pub slots: Cell<u32>,
     /// [`FLOW_OPENED_HIGH`] and others.
     pub flags: Cell<u32>,
+    /// Stands for what a later version may append.
+    #[cfg(feature = "next-layout")]
+    pub appended: Cell<u32>,
+}
+
+/// What a [`Flow`] begins with in every layout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastingFlow {
+    /// See [`Flow::endpoint`].
+    pub endpoint: [u32; 2],
+    /// See [`Flow::judged`].
+    pub judged: [u32; 2],
+    /// See [`Flow::seen`].
+    pub seen: u32,
+    /// See [`Flow::slots`].
+    pub slots: u32,
+    /// See [`Flow::flags`].
+    pub flags: u32,
 }
 
 /// [`Flow::flags`]: the higher end opened the flow.
@@ -393,6 +465,16 @@ pub struct Pending<A> {
     pub key: FlowKey<A>,
     /// The flow.
     pub flow: Flow,
+}
+
+/// What a [`Pending`] begins with in every layout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastingPending<A> {
+    /// The flow's key.
+    pub key: FlowKey<A>,
+    /// The flow.
+    pub flow: LastingFlow,
 }
 
 /// Key of maps `fragments4` and `fragments6` (LRU hashes): a datagram whose first fragment has passed.
@@ -514,8 +596,9 @@ mod tests {
 
     use super::*;
 
-    /// The sizes are the binary interface: a change here is a new [`ABI_VERSION`].
+    /// The sizes are the binary interface: a change in what lasts is a new layout in [`LASTING`].
     #[test]
+    #[cfg(not(feature = "next-layout"))]
     fn layouts_are_pinned() {
         assert_eq!(size_of::<State>(), 24);
         assert_eq!(size_of::<PortSet>(), 128);
@@ -530,6 +613,7 @@ mod tests {
         assert_eq!(size_of::<Flow>(), 28);
         assert_eq!(size_of::<Pending<u32>>(), 44);
         assert_eq!(size_of::<Pending<[u32; 4]>>(), 68);
+        assert_eq!((size_of::<LastingFlow>(), size_of::<LastingPending<u32>>()), (28, 44));
         assert_eq!(size_of::<FragmentKey<u32>>(), 20);
         assert_eq!(size_of::<FirstFragment>(), 8);
         assert_eq!(size_of::<DropKey>(), 8);

@@ -9,12 +9,14 @@ mod counters;
 mod endpoints;
 mod events;
 mod grace;
+mod lasting;
 mod map;
 mod object;
 mod policy;
 mod remotes;
 mod sys;
 mod test_run;
+mod writes;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -29,9 +31,9 @@ pub use counters::{Counter, Counters};
 pub use endpoints::{EndpointEntry, Identity, RegisterError};
 pub use events::{DropRecord, EventLosses, Events, Losses};
 pub use map::MapError;
-pub use object::Capacities;
-pub use policy::Step;
+pub use object::{Build, Capacities};
 pub use test_run::{TestRun, test_run};
+pub use writes::{Write, observed};
 
 use map::Map;
 use object::Object;
@@ -102,6 +104,8 @@ pub enum Error {
 pub struct Options {
     /// Folder in a BPF file system for this agent's pins.
     pub bpffs: PathBuf,
+    /// The programs.
+    pub build: Build,
     /// Sizes of maps.
     pub capacities: Capacities,
     /// Whether packets may skip the host's stack.
@@ -126,6 +130,7 @@ impl Options {
     pub fn new(bpffs: impl Into<PathBuf>) -> Self {
         Self {
             bpffs: bpffs.into(),
+            build: Build::default(),
             capacities: Capacities::default(),
             fast_path: true,
             mark_mask: fairlead_common::maps::DEFAULT_MARK_MASK,
@@ -152,7 +157,7 @@ impl Datapath {
     /// Loads programs and makes maps. What an agent before put in force stays in force until
     /// [`Self::activate`].
     pub fn open(options: &Options) -> Result<Self, Error> {
-        let object = Object::load(&options.bpffs, &options.capacities)?;
+        let object = Object::load(&options.bpffs, &options.build, &options.capacities)?;
         let policy = Policy::new(&object, options)?;
         Ok(Self {
             policy,
@@ -168,9 +173,19 @@ impl Datapath {
         })
     }
 
-    /// Turns every hook of the node to this datapath's programs and tables, at once.
+    /// Turns every hook of the node to this datapath's programs and tables, at once, and takes over what
+    /// an agent with other layouts had of flows.
     pub fn activate(&mut self) -> Result<(), Error> {
-        self.object.activate()
+        self.object.activate()?;
+        let take_over = self.object.take_over();
+        if take_over.is_needed() {
+            // Failed, the programs go on looking into the old maps, and the next start tries again.
+            take_over.run()?;
+            // A packet that missed what is there now must still find that it has to look further.
+            sys::grace_period().map_err(|source| Error::State { source })?;
+            self.policy.end_take_over()?;
+        }
+        take_over.unpin()
     }
 
     /// Whether this datapath is in force.
@@ -181,11 +196,6 @@ impl Datapath {
     /// Puts a step of policy in force, whole or not at all.
     pub fn apply(&mut self, delta: &Delta) -> Result<(), Error> {
         self.policy.apply(delta)
-    }
-
-    /// As [`Self::apply`], calling back between any two kinds of writes: for tests that probe there.
-    pub fn apply_observed(&mut self, delta: &Delta, observe: &mut dyn FnMut(Step)) -> Result<(), Error> {
-        self.policy.apply_observed(delta, observe)
     }
 
     /// Once no packet can meet older state: cleans up, and returns the serial of the step up to which

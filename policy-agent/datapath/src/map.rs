@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys::{self, Plain};
+use crate::writes::{self, Write};
 
 /// A map of the kernel whose sizes have been checked.
 pub(crate) struct Map<K, V> {
@@ -25,6 +26,10 @@ pub struct MapError {
 }
 
 impl MapError {
+    pub(crate) fn new(map: &'static str, operation: &'static str, source: io::Error) -> Self {
+        Self { map, operation, source }
+    }
+
     /// Whether the map has no room.
     pub fn is_full(&self) -> bool {
         matches!(self.source.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM))
@@ -89,7 +94,9 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
 
     /// Writes an element.
     pub(crate) fn set(&self, key: &K, value: &V) -> Result<(), MapError> {
-        sys::update(self.fd.as_fd(), key, std::slice::from_ref(value)).map_err(self.error("update"))
+        sys::update(self.fd.as_fd(), key, std::slice::from_ref(value)).map_err(self.error("update"))?;
+        writes::made(Write::Element(self.name));
+        Ok(())
     }
 
     /// Writes an element on all CPUs of a per-CPU map.
@@ -99,15 +106,17 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
 
     /// Writes many elements.
     pub(crate) fn set_many(&self, keys: &[K], values: &[V]) -> Result<(), MapError> {
-        if let ([key], [value]) = (keys, values) {
-            return self.set(key, value);
+        if keys.len() == 1 || writes::are_observed() {
+            return keys.iter().zip(values).try_for_each(|(key, value)| self.set(key, value));
         }
         sys::update_batch(self.fd.as_fd(), keys, values).map_err(self.error("update"))
     }
 
     /// Removes an element, if it is there.
     pub(crate) fn remove(&self, key: &K) -> Result<(), MapError> {
-        sys::delete(self.fd.as_fd(), key).map_err(self.error("delete"))
+        sys::delete(self.fd.as_fd(), key).map_err(self.error("delete"))?;
+        writes::made(Write::Element(self.name));
+        Ok(())
     }
 
     /// All keys. Keys that come or go meanwhile may be missed.

@@ -3,8 +3,8 @@
 //! An agent that starts loads its own copy of the programs with empty policy tables into the half of
 //! the program array that is not in force, fills the tables, and then turns all hooks of the node to
 //! that half by one write. So a start, an upgrade and a change of the tables' layout are one thing,
-//! and the tables of the agent before need not be understood. What must outlive an agent (flows,
-//! counters) is pinned under the ABI version. See docs/decisions/0004.
+//! and the tables of the agent before need not be understood. See docs/decisions/0004; what must outlive
+//! an agent (flows, counters) is in `lasting`.
 
 use std::fs;
 use std::io;
@@ -15,13 +15,14 @@ use aya::maps::{Map as AyaMap, MapData};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use fairlead_common::maps::{
-    ABI_VERSION, HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD,
-    HOOK_TO_UPLINK, HOOKS, names,
+    HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
+    LASTING, Lasting, names,
 };
 
 use fairlead_policy::compiler::Limits;
 
 use crate::Error;
+use crate::lasting::{LastingMaps, TakeOver};
 use crate::map::Map;
 use crate::sys;
 
@@ -49,20 +50,21 @@ const PROGRAMS: [(&str, &[u32]); 5] = [
 /// Maps that never change.
 const FROZEN: [&str; 3] = [names::PROGRAMS, names::ACTIVE, names::KILLED];
 
-/// Maps that outlive an agent.
-const LASTING: [&str; 11] = [
-    "flows4",
-    "flows6",
-    "pending4",
-    "pending6",
-    "fragments4",
-    "fragments6",
-    "drops",
-    "passed",
-    "events",
-    "event_limits",
-    "event_losses",
-];
+/// An eBPF object, and the layouts of those of its maps that outlive an agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// ELF.
+    pub object: &'static [u8],
+    /// As [`LASTING`].
+    pub lasting: &'static [Lasting],
+}
+
+impl Default for Build {
+    /// This executable's own.
+    fn default() -> Self {
+        Self { object: OBJECT, lasting: &LASTING }
+    }
+}
 
 /// Numbers of elements that maps hold; memory is taken as it is used, but for the flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +105,12 @@ impl From<&Limits> for Capacities {
 #[derive(Clone, Debug)]
 pub(crate) struct Pins {
     pub(crate) frozen: PathBuf,
-    pub(crate) versioned: PathBuf,
+    pub(crate) lasting: PathBuf,
 }
 
 impl Pins {
     pub(crate) fn new(bpffs: &Path) -> Self {
-        Self { frozen: bpffs.join(names::FROZEN), versioned: bpffs.join(format!("v{ABI_VERSION}")) }
+        Self { frozen: bpffs.join(names::FROZEN), lasting: bpffs.join(names::LASTING) }
     }
 }
 
@@ -120,21 +122,22 @@ pub(crate) struct Object {
     active: Map<u32, u32>,
     /// The half of the program array that this object's programs are in.
     half: u32,
+    take_over: TakeOver,
 }
 
-fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
+pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Io { path: path.clone(), source }
 }
 
 impl Object {
     /// Loads programs and maps; nothing is in force yet.
-    pub(crate) fn load(bpffs: &Path, capacities: &Capacities) -> Result<Self, Error> {
-        if OBJECT.is_empty() {
+    pub(crate) fn load(bpffs: &Path, build: &Build, capacities: &Capacities) -> Result<Self, Error> {
+        if build.object.is_empty() {
             return Err(Error::NoObject);
         }
         let pins = Pins::new(bpffs);
-        for folder in [&pins.frozen, &pins.versioned] {
+        for folder in [&pins.frozen, &pins.lasting] {
             fs::create_dir_all(folder).map_err(io_error(folder))?;
         }
         let mut loader = EbpfLoader::new();
@@ -142,9 +145,8 @@ impl Object {
         for name in FROZEN {
             loader.map_pin_path(name, pins.frozen.join(name));
         }
-        for name in LASTING {
-            let pin = pins.versioned.join(name);
-            remove_unlike(&pin, name, capacities)?;
+        let lasting = LastingMaps::find(&pins.lasting, build.lasting, capacities)?;
+        for (name, pin) in lasting.pins() {
             loader.map_pin_path(name, pin);
         }
         for (name, entries) in [
@@ -159,7 +161,7 @@ impl Object {
         ] {
             loader.map_max_entries(name, entries);
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(build.object)?;
         for (program, pin) in TRAMPOLINES {
             let pin = pins.frozen.join(pin);
             if pin.exists() {
@@ -180,7 +182,8 @@ impl Object {
                 programs.set(&(half * HOOKS + hook), &(fd as u32))?;
             }
         }
-        Ok(Self { ebpf, pins, programs, active, half })
+        let take_over = lasting.take_over(|name| Some(map_data(ebpf.map(name)?)?.fd().as_fd()))?;
+        Ok(Self { ebpf, pins, programs, active, half, take_over })
     }
 
     /// A map by its name.
@@ -200,7 +203,7 @@ impl Object {
     pub(crate) fn program(&self, name: &str) -> Result<OwnedFd, Error> {
         let program = self.ebpf.program(name).ok_or_else(|| Error::Object(name.to_owned()))?;
         let program: &SchedClassifier = program.try_into()?;
-        program.fd()?.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.versioned))
+        program.fd()?.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.lasting))
     }
 
     /// Turns all hooks to this object's programs, and takes the others out.
@@ -212,6 +215,11 @@ impl Object {
             self.programs.remove(&((1 - self.half) * HOOKS + hook))?;
         }
         Ok(())
+    }
+
+    /// What is to be taken over from an agent with other layouts, once this object is in force.
+    pub(crate) fn take_over(&self) -> &TakeOver {
+        &self.take_over
     }
 
     /// Whether this object's programs are in force.
@@ -248,31 +256,11 @@ fn map_data(map: &AyaMap) -> Option<&MapData> {
     }
 }
 
-/// Unpins a lasting map whose capacity was changed: aya would take it as it is.
-///
-/// Its layout cannot differ, since that is what the folder's ABI version stands for.
-fn remove_unlike(pin: &Path, name: &str, capacities: &Capacities) -> Result<(), Error> {
-    if !matches!(name, "flows4" | "flows6") {
-        return Ok(());
-    }
-    match sys::obj_get(pin) {
-        Ok(map) => {
-            let info = sys::map_info(map.as_fd()).map_err(io_error(pin))?;
-            if info.max_entries != capacities.flows {
-                fs::remove_file(pin).map_err(io_error(pin))?;
-            }
-            Ok(())
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io_error(pin)(e)),
-    }
-}
-
 impl Object {
     /// Pins the map of the node's state in the place of the last agent's, in one step.
     pub(crate) fn pin_state<K, V>(&self, state: &Map<K, V>) -> Result<(), Error> {
-        let pin = self.pins.versioned.join("state");
-        let new = self.pins.versioned.join("state_new");
+        let pin = self.pins.lasting.join(names::STATE);
+        let new = self.pins.lasting.join("state_new");
         match fs::remove_file(&new) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&new)(e)),
             _ => {}

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use fairlead_common::maps::{
     ABSENT, BANKS, Banked, CLASS_SCTP, CLASS_TCP, CLASS_UDP, Cidr4, Cidr6, Endpoint, EndpointPolicy,
-    PORT_CLASS_ELEMENTS, PortClasses, PortSet, RowKey, SET_ALL, State,
+    PORT_CLASS_ELEMENTS, PortClasses, PortSet, RowKey, SET_ALL, STATE_FAST_PATH, STATE_TAKE_OVER, State,
+    names,
 };
 use fairlead_policy::model::Protocol;
 use fairlead_policy::tables::{Delta, PortClass, Slot};
@@ -17,6 +18,7 @@ use crate::grace::Grace;
 use crate::map::{Map, MapError};
 use crate::object::Object;
 use crate::sys::{self, Plain, Shared};
+use crate::writes::{self, Write};
 use crate::{Error, Options, words4, words6};
 
 /// The policy tables of one loaded object.
@@ -38,6 +40,8 @@ pub(crate) struct Policy {
     /// Endpoints whose banks do not all say the same.
     unsettled: HashMap<Slot, EndpointPolicy>,
     generation: u32,
+    /// [`State::flags`].
+    flags: u32,
     serial: u64,
     settled: u64,
     filled: bool,
@@ -50,7 +54,7 @@ impl Policy {
         let set_count = sets.max_entries();
         let state_map: Map<u32, State> = object.map("state")?;
         let port_classes: Map<u32, PortClasses> = object.map("port_classes")?;
-        let generation = last_generation(&object.pins.versioned.join("state"))?.wrapping_add(1);
+        let generation = last_generation(&object.pins.lasting.join(names::STATE))?.wrapping_add(1);
         let this = Self {
             rows: BankedMap::new(object.map("rows")?),
             peers4: BankedMap::new(object.map("peers4")?),
@@ -66,6 +70,7 @@ impl Policy {
             rules: HashMap::new(),
             unsettled: HashMap::new(),
             generation,
+            flags: if options.fast_path { STATE_FAST_PATH } else { 0 },
             serial: 0,
             settled: 0,
             filled: false,
@@ -73,7 +78,7 @@ impl Policy {
         };
         let state = State {
             generation,
-            flags: if options.fast_path { fairlead_common::maps::STATE_FAST_PATH } else { 0 },
+            flags: this.flags | if object.take_over().is_needed() { STATE_TAKE_OVER } else { 0 },
             mark_mask: options.mark_mask,
             mark_shift: options.mark_mask.trailing_zeros() % 32,
             overlay_port: options.overlay.map_or(0, |overlay| overlay.port.to_be()),
@@ -98,28 +103,22 @@ impl Policy {
         self.generation
     }
 
-    /// Puts a step in force. After an error what was in force still is.
-    pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), Error> {
-        self.apply_observed(delta, &mut |_| {})
+    /// Everything is taken over: the programs need not look into the old maps any more.
+    pub(crate) fn end_take_over(&self) -> Result<(), Error> {
+        self.state.store_u32(1, self.flags).map_err(|source| Error::State { source })
     }
 
-    /// As [`Self::apply`], calling back after each write that a packet could meet.
-    pub(crate) fn apply_observed(
-        &mut self,
-        delta: &Delta,
-        observe: &mut dyn FnMut(Step),
-    ) -> Result<(), Error> {
+    /// Puts a step in force. After an error what was in force still is.
+    pub(crate) fn apply(&mut self, delta: &Delta) -> Result<(), Error> {
         let next = self.generation.wrapping_add(1);
         let bank = next as usize % BANKS;
         let in_force = self.generation as usize % BANKS;
         for (id, set) in &delta.sets {
             self.write_set(*id, set)?;
         }
-        observe(Step::Sets);
         for ports in &delta.ports {
             self.write_ports(ports)?;
         }
-        observe(Step::Ports);
 
         let rows: Vec<_> = delta
             .rows
@@ -153,21 +152,17 @@ impl Policy {
             // The bank was in force BANKS generations ago: no packet may still carry that generation.
             self.grace.wait_for(next.wrapping_sub(BANKS as u32 - 1))?;
             self.rows.prepare(&rows, in_force, bank, |_| true)?;
-            observe(Step::Rows);
             self.peers4.prepare(&peers4, in_force, bank, |_| true)?;
             self.peers6.prepare(&peers6, in_force, bank, |_| true)?;
-            observe(Step::Peers);
             self.cidrs4.prepare(&cidrs4, in_force, bank)?;
             self.cidrs6.prepare(&cidrs6, in_force, bank)?;
-            observe(Step::Cidrs);
         }
         self.prepare_endpoints(&delta.endpoints, bank)?;
-        observe(Step::Endpoints);
 
         self.state.store_u32(0, next).map_err(|source| Error::State { source })?;
+        writes::made(Write::Generation);
         self.generation = next;
         self.grace.passed(next);
-        observe(Step::Generation);
 
         self.rows.commit();
         self.peers4.commit();
@@ -293,6 +288,7 @@ impl Policy {
             self.sets
                 .store_u64(id as usize * set.0.len() + word, *value)
                 .map_err(|source| Error::State { source })?;
+            writes::made(Write::Set(id));
         }
         Ok(())
     }
@@ -307,28 +303,10 @@ impl Policy {
             self.port_classes
                 .store_u16(base + usize::from(port), ports.class)
                 .map_err(|source| Error::State { source })?;
+            writes::made(Write::Port(ports.protocol, port));
         }
         Ok(())
     }
-}
-
-/// Writes of a commit, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Port sets, in place.
-    Sets,
-    /// Port classes, in place.
-    Ports,
-    /// Rows of the prepared bank.
-    Rows,
-    /// Exact peers of the prepared bank.
-    Peers,
-    /// Regions of the prepared bank.
-    Cidrs,
-    /// Endpoints' rules of the prepared bank.
-    Endpoints,
-    /// The generation word: the step is in force.
-    Generation,
 }
 
 pub(crate) const EMPTY: Endpoint = Endpoint {
@@ -454,15 +432,15 @@ fn enclosing(live: &HashMap<IpNetwork, u32>, network: &IpNetwork) -> Option<u32>
 /// The generation that the last agent had reached, 0 if there was none.
 fn last_generation(pin: &Path) -> Result<u32, Error> {
     use std::os::fd::AsFd as _;
+    let error = |source| Error::Io { path: pin.to_owned(), source };
     let map = match sys::obj_get(pin) {
         Ok(map) => map,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-        Err(source) => {
-            return Err(Error::Io { path: pin.to_owned(), source });
-        }
+        Err(source) => return Err(error(source)),
     };
-    let mut state = [State::default()];
-    sys::lookup(map.as_fd(), &0u32, &mut state)
-        .map_err(|source| Error::Io { path: pin.to_owned(), source })?;
-    Ok(state[0].generation)
+    // Another version's may be longer or shorter; the generation comes first in each.
+    let words = sys::map_info(map.as_fd()).map_err(error)?.value_size.div_ceil(4);
+    let mut state = vec![0u32; words as usize];
+    sys::lookup(map.as_fd(), &0u32, &mut state).map_err(error)?;
+    Ok(state.first().copied().unwrap_or(0))
 }

@@ -15,6 +15,7 @@ const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 
 /// The largest member of `union bpf_attr` that is used here.
@@ -77,7 +78,13 @@ plain!(
     fairlead_common::maps::DropKey,
     fairlead_common::maps::Endpoint,
     fairlead_common::maps::EventLosses,
+    fairlead_common::maps::FlowKey<u32>,
+    fairlead_common::maps::FlowKey<[u32; 4]>,
+    fairlead_common::maps::LastingFlow,
+    fairlead_common::maps::LastingPending<u32>,
+    fairlead_common::maps::LastingPending<[u32; 4]>,
     fairlead_common::maps::Passed,
+    fairlead_common::maps::PendingKey,
     fairlead_common::maps::PortSet,
     fairlead_common::maps::RowKey,
     fairlead_common::maps::State,
@@ -133,6 +140,62 @@ pub(crate) fn update_batch<K: Plain, V: Plain>(
         }
     }
     Ok(())
+}
+
+/// Writes an element unless there is one; `false` where there is. Key and value are as long as the
+/// map's.
+pub(crate) fn insert_bytes(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<bool> {
+    const BPF_NOEXIST: u64 = 1;
+    let fields = [(0, &fd_bytes(map)[..]), (8, &pointer(key)), (16, &pointer(value))];
+    match bpf(MAP_UPDATE_ELEM, &[&fields[..], &[(24, &BPF_NOEXIST.to_ne_bytes())]].concat()) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Element by element, the keys and values of a hash map. What comes or goes meanwhile may be missed.
+pub(crate) fn each_element(
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(&[u8], &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    /// More than one bucket of the kernel's table ever holds.
+    const BATCH: u32 = 4096;
+    let info = map_info(map)?;
+    let (key, value) = (info.key_size as usize, info.value_size as usize);
+    let mut keys = vec![0u8; key * BATCH as usize];
+    let mut values = vec![0u8; value * BATCH as usize];
+    let mut position = 0u32;
+    let mut first = true;
+    loop {
+        // batch.in_batch 0, out_batch 8, keys 16, values 24, count 32, map_fd 36, flags 40 and 48.
+        let mut attr = Attr([0; 128]);
+        let at = (&raw mut position as u64).to_ne_bytes();
+        if !first {
+            attr.0[..8].copy_from_slice(&at);
+        }
+        first = false;
+        attr.0[8..16].copy_from_slice(&at);
+        attr.0[16..24].copy_from_slice(&(keys.as_mut_ptr() as u64).to_ne_bytes());
+        attr.0[24..32].copy_from_slice(&(values.as_mut_ptr() as u64).to_ne_bytes());
+        attr.0[32..36].copy_from_slice(&BATCH.to_ne_bytes());
+        attr.0[36..40].copy_from_slice(&fd_bytes(map));
+        let result = bpf_attr(MAP_LOOKUP_BATCH, &mut attr);
+        let last = match result {
+            Ok(_) => false,
+            // The rest, or nothing any more.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(e) => return Err(e),
+        };
+        let [a, b, c, d] = [attr.0[32], attr.0[33], attr.0[34], attr.0[35]];
+        let count = u32::from_ne_bytes([a, b, c, d]).min(BATCH) as usize;
+        for (key, value) in keys.chunks_exact(key).zip(values.chunks_exact(value)).take(count) {
+            each(key, value)?;
+        }
+        if last {
+            return Ok(());
+        }
+    }
 }
 
 /// Removes an element; that it is not there is no error.

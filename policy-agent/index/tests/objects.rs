@@ -290,6 +290,23 @@ fn namespaces_nodes_and_services() {
 }
 
 #[test]
+fn a_balancer_that_sends_to_nodes_and_pods_itself_has_no_service_address() {
+    let addresses = |external: Value, ingress: Value| -> Vec<String> {
+        let value = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+            "spec": {"clusterIP": "10.96.0.1", "externalIPs": external},
+            "status": {"loadBalancer": {"ingress": ingress}}});
+        let Outcome::Good(Object::Service(service)) = parsed(value).outcome else { panic!() };
+        service.addresses.iter().map(ToString::to_string).collect()
+    };
+    let proxy = json!({"ip": "8.8.8.8", "ipMode": "Proxy"});
+    assert_eq!(addresses(Value::Null, json!([proxy])), ["10.96.0.1"]);
+    let vip = json!({"ip": "8.8.4.4", "ipMode": "VIP"});
+    assert_eq!(addresses(Value::Null, json!([proxy, vip])), ["8.8.4.4", "10.96.0.1"]);
+    // Named elsewhere too, nodes do translate it.
+    assert_eq!(addresses(json!(["8.8.8.8"]), json!([proxy])), ["8.8.8.8", "10.96.0.1"]);
+}
+
+#[test]
 fn lists_are_taken_apart() {
     let pod = json!({"metadata": {"name": "a"}});
     let list = json!({"apiVersion": "v1", "kind": "PodList", "items": [pod]});

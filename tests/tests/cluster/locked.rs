@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use aya::maps::{Map, MapData, PerCpuHashMap};
 use aya::programs::SchedClassifier;
 use fairlead_api::Attachment;
-use fairlead_common::maps::{ABI_VERSION, DIRECTION_EGRESS, DIRECTION_INGRESS, names};
+use fairlead_common::maps::{DIRECTION_EGRESS, DIRECTION_INGRESS, names};
 use fairlead_common::reason::DropReason;
 use fairlead_tests::agent::BPFFS;
 use fairlead_tests::cluster::{Node, SOON};
@@ -22,7 +22,7 @@ const PACKETS: u64 = 25;
 /// Packets that an interface has lost because of the lock: towards the pod, from the pod.
 async fn locked(node: &Node, ifindex: u32) -> (u64, u64) {
     let count = move || {
-        let map = MapData::from_pin(format!("{BPFFS}/v{ABI_VERSION}/drops")).unwrap();
+        let map = MapData::from_pin(format!("{BPFFS}/lasting/drops-1")).unwrap();
         let map = PerCpuHashMap::<_, [u8; 8], u64>::try_from(Map::PerCpuHashMap(map)).unwrap();
         [DIRECTION_INGRESS, DIRECTION_EGRESS].map(|direction| {
             let mut key = [0; 8];

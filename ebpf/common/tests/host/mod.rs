@@ -9,7 +9,8 @@ use fairlead_common::flow::FlowTables;
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, FirstFragment, Flow, FlowKey, FragmentKey,
-    NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED, State, slot_of,
+    LastingFlow, LastingPending, NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED,
+    State, slot_of,
 };
 use fairlead_common::packet::{Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
@@ -166,6 +167,18 @@ impl<A: Address + Eq + Hash> FlowTables<A> for Host<A> {
 
     fn remove_pending(&self, key: &PendingKey) {
         self.pending.remove(key);
+    }
+
+    fn takes_over(&self) -> bool {
+        false
+    }
+
+    fn old_flow(&self, _: &FlowKey<A>) -> Option<&LastingFlow> {
+        None
+    }
+
+    fn old_pending(&self, _: &PendingKey) -> Option<&LastingPending<A>> {
+        None
     }
 }
 

@@ -1,14 +1,16 @@
 //! A node in a namespace, with endpoints that exist as far as BPF_PROG_TEST_RUN needs them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, slot_of};
+use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, names, slot_of};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Capacities, Counters, Datapath, Identity, Options, Overlay, TestRun, test_run};
+use fairlead_datapath::{
+    Build, Capacities, Counters, Datapath, Identity, Options, Overlay, TestRun, test_run,
+};
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::{Delta, Slot};
 use netlink_packet_core::{
@@ -121,7 +123,12 @@ impl Lab {
 
     /// The next agent, with tables of these sizes.
     pub(crate) fn restart_within(&mut self, capacities: Capacities) {
-        let options = Options { capacities, ..options(&self.folder) };
+        self.restart_as(Build::default(), capacities);
+    }
+
+    /// The next agent, of another version.
+    pub(crate) fn restart_as(&mut self, build: Build, capacities: Capacities) {
+        let options = Options { build, capacities, ..options(&self.folder) };
         let datapath = Datapath::open(&options).unwrap();
         self.programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
@@ -207,6 +214,12 @@ impl Lab {
 
     pub(crate) fn counters(&self, pod: &Pod) -> Counters {
         self.datapath.counters().unwrap().remove(&pod.ifindex).unwrap_or_default()
+    }
+
+    /// Names of the pins that outlive an agent.
+    pub(crate) fn lasting(&self) -> BTreeSet<String> {
+        let folder = self.folder.path().join("fairlead").join(names::LASTING);
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     pub(crate) fn programs(&self, name: &str) -> &OwnedFd {

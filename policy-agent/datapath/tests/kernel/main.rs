@@ -14,3 +14,8 @@ mod life;
 mod overlay;
 mod packets;
 mod rules;
+mod upgrade;
+#[path = "../../../policy/tests/property/world.rs"]
+#[expect(dead_code, reason = "shared with the compiler's property tests")]
+mod world;
+mod writes;

@@ -32,8 +32,22 @@ struct LoadBalancer {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct LoadBalancerIngress {
     ip: Option<String>,
+    ip_mode: Option<String>,
+}
+
+impl LoadBalancerIngress {
+    /// The address, if nodes translate it. "Setting this to 'Proxy' indicates that traffic is delivered to
+    /// the node or pod with the destination set to the node's IP and node port or the pod's IP and port":
+    /// nodes leave the balancer's address alone, so what pods send there leaves as it is.
+    fn translated(&self) -> &str {
+        match self.ip_mode.as_deref() {
+            Some("Proxy") => "",
+            _ => self.ip.as_deref().unwrap_or_default(),
+        }
+    }
 }
 
 /// Reads and validates the addresses of a Service.
@@ -56,7 +70,7 @@ pub(super) fn read(meta: &Meta<'_>, value: &Value) -> Result<ServiceObject, Vec<
         add(ip, format!("spec.externalIPs[{i}]"));
     }
     for (i, entry) in balancer.ingress.iter().flatten().enumerate() {
-        add(entry.ip.as_deref().unwrap_or_default(), format!("status.loadBalancer.ingress[{i}].ip"));
+        add(entry.translated(), format!("status.loadBalancer.ingress[{i}].ip"));
     }
     finish(errors, || ServiceObject { key: ObjectKey::new(&meta.namespace, &meta.name), addresses })
 }
