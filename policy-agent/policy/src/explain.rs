@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::model::{ObjectKey, Pod};
-use crate::oracle::{Cluster, Direction, Target, Verdict, rules};
+use crate::oracle::{Cluster, Direction, Opposite, Target, Verdict, has_identity, rules};
 
 /// One end of a connection that is asked about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,7 +35,8 @@ pub struct Explanation {
 pub struct DirectionExplanation {
     /// The pod whose rules are asked.
     pub subject: ObjectKey,
-    /// The address under which its peer is judged; `None` where the peer has none yet.
+    /// The address under which its peer is judged. `None` where the peer is a pod that has none yet: then
+    /// it is judged by its labels, and no `ipBlock` matches it.
     pub peer: Option<IpAddr>,
     /// What the rules say.
     pub verdict: Verdict,
@@ -71,7 +72,8 @@ impl Cluster {
         peer: &Party,
         target: Target,
     ) -> Option<DirectionExplanation> {
-        let peer = self.address_of(peer);
+        let opposite = self.opposite_of(peer);
+        let peer = opposite.address;
         let (isolated_by, allowed_by) = (Vec::new(), Vec::new());
         let pod = match (self.pod_of(subject), subject) {
             (Some(pod), _) => pod,
@@ -85,9 +87,8 @@ impl Cluster {
         let known = self.namespaces.contains_key(&pod.key.namespace);
         for policy in self.policies_of(pod, direction) {
             isolated_by.push(policy.key.clone());
-            let Some(peer) = peer else { continue };
             for (index, rule) in rules(policy, direction).unwrap_or_default().iter().enumerate() {
-                if self.rule_allows(policy, rule, pod, direction, peer, target) {
+                if self.rule_allows(policy, rule, pod, direction, &opposite, target) {
                     allowed_by.push(RuleReference { policy: policy.key.clone(), rule: index });
                 }
             }
@@ -110,14 +111,19 @@ impl Cluster {
         }
     }
 
-    /// The address under which a party is judged as a peer; a pod's first one.
-    fn address_of(&self, party: &Party) -> Option<IpAddr> {
-        match party {
-            Party::Ip(address) => Some(*address),
-            Party::Pod(key) => {
-                let local = self.endpoints.values().filter(|e| e.pod.as_ref() == Some(key));
-                let local = local.flat_map(|endpoint| &endpoint.addresses).next();
-                local.or_else(|| self.pods.get(key)?.ips.first()).copied()
+    /// What a party is to rules: a pod under its first address, or without one if it has none.
+    fn opposite_of(&self, party: &Party) -> Opposite<'_> {
+        let key = match party {
+            Party::Ip(address) => return self.opposite(*address),
+            Party::Pod(key) => key,
+        };
+        let local = self.endpoints.values().filter(|e| e.pod.as_ref() == Some(key));
+        let local = local.flat_map(|endpoint| &endpoint.addresses).next();
+        match local.or_else(|| self.pods.get(key)?.ips.first()) {
+            Some(address) => self.opposite(*address),
+            None => {
+                let identities = self.pods.get(key).filter(|pod| has_identity(pod)).into_iter().collect();
+                Opposite { address: None, identities }
             }
         }
     }
@@ -204,6 +210,24 @@ mod tests {
                 ingress.allowed_by.iter().map(|r| (r.policy.name.as_str(), r.rule)).collect();
             assert_eq!(allowing, if port == 80 { vec![] } else { vec![("a", 1), ("b", 0)] });
             assert_eq!(got.allowed, port != 80);
+        }
+        // A pod that has no address yet, by its labels.
+        let mut early = pod("web", "10.0.0.9");
+        early.key.name = "early".to_owned();
+        early.ips.clear();
+        let mut late = early.clone();
+        late.key.name = "late".to_owned();
+        late.finished = true;
+        for pod in [early, late] {
+            compiler.set_pod(&pod);
+            cluster.pods.insert(pod.key.clone(), pod);
+        }
+        for (name, port, allowed) in [("early", 5432, true), ("early", 80, false), ("late", 5432, false)] {
+            let (from, target) =
+                (Party::Pod(ObjectKey::new("shop", name)), Target::Port(Protocol::Tcp, port));
+            let got = compiler.explain(&from, &db, target);
+            assert_eq!(got, cluster.explain(&from, &db, target));
+            assert_eq!((got.allowed, got.ingress.unwrap().peer), (allowed, None), "{name} {port}");
         }
         let outside = Party::Ip("192.0.2.1".parse().unwrap());
         let got = compiler.explain(&outside, &web, Target::Icmp);

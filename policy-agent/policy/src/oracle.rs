@@ -81,6 +81,15 @@ pub enum Verdict {
     Unknown,
 }
 
+/// The other end of a connection, as rules see it.
+#[derive(Clone, Debug)]
+pub struct Opposite<'a> {
+    /// Its address; `None` for a pod that has none yet. No `ipBlock` matches that.
+    pub address: Option<IpAddr>,
+    /// The pods that stand behind it: what a selector, and a named port on egress, looks at.
+    pub identities: Vec<&'a Pod>,
+}
+
 impl Verdict {
     /// Whether the connection passes.
     pub fn passes(self) -> bool {
@@ -97,10 +106,11 @@ impl Cluster {
             return Verdict::Unknown;
         };
         let mut isolated = false;
+        let peer = self.opposite(peer);
         for policy in self.policies_of(pod, direction) {
             isolated = true;
             let rules = rules(policy, direction).unwrap_or_default();
-            if rules.iter().any(|rule| self.rule_allows(policy, rule, pod, direction, peer, target)) {
+            if rules.iter().any(|rule| self.rule_allows(policy, rule, pod, direction, &peer, target)) {
                 return Verdict::Allowed;
             }
         }
@@ -134,20 +144,15 @@ impl Cluster {
         rule: &Rule,
         subject: &Pod,
         direction: Direction,
-        peer: IpAddr,
+        peer: &Opposite<'_>,
         target: Target,
     ) -> bool {
-        // The pods that stand behind the address, if any: what a selector, and a named port on egress,
-        // looks at.
-        let identities = self.identities(peer);
         let ports = |destination: Option<&Pod>| ports_match(&rule.ports, destination, target);
         match direction {
             // A named port is the destination's: on ingress the subject's own containers.
-            Direction::Ingress => {
-                ports(Some(subject)) && self.peer_matches(policy, rule, peer, &identities, |_| true)
-            }
+            Direction::Ingress => ports(Some(subject)) && self.peer_matches(policy, rule, peer, |_| true),
             // On egress the number that the peer pod's own containers give the name.
-            Direction::Egress => self.peer_matches(policy, rule, peer, &identities, ports),
+            Direction::Egress => self.peer_matches(policy, rule, peer, ports),
         }
     }
 
@@ -156,12 +161,11 @@ impl Cluster {
         &self,
         policy: &NetworkPolicy,
         rule: &Rule,
-        peer: IpAddr,
-        identities: &[&Pod],
+        peer: &Opposite<'_>,
         ports: impl Fn(Option<&Pod>) -> bool,
     ) -> bool {
         // Under any of its identities, or as a bare address, which has no named ports.
-        let any_identity = || identities.iter().any(|pod| ports(Some(pod))) || ports(None);
+        let any_identity = || peer.identities.iter().any(|pod| ports(Some(pod))) || ports(None);
         if rule.peers.is_empty() {
             // "If this field is empty or missing, this rule matches all sources (traffic not restricted
             // by source)."
@@ -169,7 +173,7 @@ impl Cluster {
         }
         // "Items in this list are combined using a logical OR operation."
         rule.peers.iter().any(|p| match p {
-            Peer::Pods { namespaces, pods } => identities.iter().any(|identity| {
+            Peer::Pods { namespaces, pods } => peer.identities.iter().any(|identity| {
                 let namespace_matches = match namespaces {
                     // "… podSelector … selects the pods matching podSelector in the policy's own
                     // namespace."
@@ -183,8 +187,15 @@ impl Cluster {
                 };
                 namespace_matches && pods.matches(&identity.labels) && ports(Some(identity))
             }),
-            Peer::IpBlock { cidr, except } => block_matches(cidr, except, peer) && any_identity(),
+            Peer::IpBlock { cidr, except } => {
+                peer.address.is_some_and(|address| block_matches(cidr, except, address)) && any_identity()
+            }
         })
+    }
+
+    /// What an address is to rules.
+    pub fn opposite(&self, address: IpAddr) -> Opposite<'_> {
+        Opposite { address: Some(address), identities: self.identities(address) }
     }
 
     /// The pods that `address` stands for.
@@ -206,10 +217,15 @@ impl Cluster {
         let settled = !owners.iter().all(finished);
         self.pods
             .values()
-            .filter(|pod| !pod.finished && !pod.host_network)
+            .filter(|pod| has_identity(pod))
             .filter(|pod| if settled { owners.contains(&Some(&pod.key)) } else { pod.ips.contains(&address) })
             .collect()
     }
+}
+
+/// Whether selectors match a pod as a peer.
+pub fn has_identity(pod: &Pod) -> bool {
+    !pod.finished && !pod.host_network
 }
 
 /// The rules of `policy` for one direction, `None` where it does not isolate in it.

@@ -40,7 +40,7 @@ use self::prefix::{Prefix, Tree};
 use self::rules::StoredPolicy;
 use self::signatures::Signatures;
 use self::vocabulary::Block;
-use self::world::{Group, PodId, Subject, World};
+use self::world::{Group, PodId, Subject, World, each_once};
 use crate::model::{Namespace, NetworkPolicy, ObjectKey, Pod};
 use crate::oracle::Direction;
 use crate::tables::{Atom, SetId, Signature, Slot};
@@ -246,9 +246,8 @@ impl Compiler {
     /// A local endpoint is there, or has changed. `pod` is `None` for an attachment that is not
     /// Kubernetes': no policy ever selects it. Until the pod's object and namespace are known the
     /// endpoint is closed.
-    pub fn set_endpoint(&mut self, slot: Slot, pod: Option<ObjectKey>, mut addresses: Vec<IpAddr>) {
-        addresses.sort_unstable();
-        addresses.dedup();
+    pub fn set_endpoint(&mut self, slot: Slot, pod: Option<ObjectKey>, addresses: Vec<IpAddr>) {
+        let addresses = each_once(&addresses);
         self.remove_endpoint(slot);
         let id = pod.as_ref().and_then(|key| self.world.find_pod(key));
         self.change_claims(id, |world| world.attach(slot, pod.as_ref(), addresses.clone()));

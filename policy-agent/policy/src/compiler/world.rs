@@ -55,7 +55,7 @@ impl PodState {
     }
 }
 
-/// Addresses of a pod, sorted.
+/// Addresses of a pod, in its object's order, each once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Addresses {
     One(IpAddr),
@@ -66,12 +66,7 @@ impl Addresses {
     fn new(addresses: &[IpAddr]) -> Self {
         match *addresses {
             [one] => Self::One(one),
-            _ => {
-                let mut addresses = addresses.to_vec();
-                addresses.sort_unstable();
-                addresses.dedup();
-                Self::Any(addresses.into())
-            }
+            _ => Self::Any(each_once(addresses).into()),
         }
     }
 
@@ -81,6 +76,17 @@ impl Addresses {
             Self::Any(any) => any,
         }
     }
+}
+
+/// The addresses without repetition, the first one first: it is the primary one.
+pub(super) fn each_once(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let mut once = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        if !once.contains(&address) {
+            once.push(address);
+        }
+    }
+    once
 }
 
 #[derive(Debug, Default)]

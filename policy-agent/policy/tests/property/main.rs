@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "the literals of the random worlds parse")]
 
 mod agreement;
+mod explain;
 mod ids;
 mod overflow;
 mod world;
