@@ -1,6 +1,6 @@
 //! What holds of what sources say.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use fairlead_api::status::Problem;
@@ -8,6 +8,7 @@ use fairlead_policy::model::{Node, ObjectKey};
 use ipnetwork::IpNetwork;
 
 use crate::object::{Batch, Change, Kind, Object, ObjectId, Outcome, Parsed};
+use crate::uid::Uid;
 
 /// What a change means for those who enforce.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,21 +20,25 @@ pub enum Effect {
 }
 
 /// What the index keeps of an object.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Known {
     /// A good state of it was seen.
     good: bool,
     /// Something holds for it: a good state, or what stands in for one.
     in_force: bool,
+    /// Of a pod.
+    uid: Uid,
 }
+
+/// What is known of the objects of a kind, by namespace and name. Every node keeps this for every pod of
+/// the cluster: a namespace's name is kept once, and no table is ever copied as it grows.
+type OfKind = BTreeMap<Box<str>, BTreeMap<Box<str>, Known>>;
 
 /// The state of the world as far as it is needed besides policy; policy's own objects are handed on as
 /// [`Effect`]s and kept by the compiler.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
-    known: HashMap<ObjectId, Known>,
-    pods: HashMap<ObjectKey, String>,
-    namespaces: BTreeSet<String>,
+    known: BTreeMap<Kind, OfKind>,
     nodes: BTreeMap<String, Node>,
     services: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What is wrong with objects.
@@ -69,10 +74,13 @@ impl Index {
     /// An object is there, or has changed.
     pub fn apply(&mut self, parsed: Parsed) -> Option<Effect> {
         let Parsed { id, origin, outcome } = parsed;
-        let known = self.known.entry(id.clone()).or_default();
+        let of_namespace =
+            self.known.entry(id.kind).or_default().entry(id.key.namespace.as_str().into()).or_default();
+        let known = of_namespace.entry(id.key.name.as_str().into()).or_default();
         let object = match outcome {
             Outcome::Good(object) => {
-                *known = Known { good: true, in_force: true };
+                known.good = true;
+                known.in_force = true;
                 self.problems.remove(&id);
                 object
             }
@@ -108,50 +116,57 @@ impl Index {
             Object::Node(node) => {
                 self.nodes.insert(node.name.clone(), node.clone());
             }
-            Object::Namespace(namespace) => {
-                self.namespaces.insert(namespace.name.clone());
-            }
-            Object::Pod(pod) => {
-                self.pods.insert(pod.key.clone(), pod.uid.clone());
-            }
             Object::Service(service) => {
                 self.services.insert(service.key.clone(), service.addresses.clone());
             }
-            Object::NetworkPolicy(_) | Object::EndpointSlice(_) => {}
+            Object::Pod(pod) => known.uid = pod.uid.as_str().into(),
+            Object::Namespace(_) | Object::NetworkPolicy(_) | Object::EndpointSlice(_) => {}
         }
         Some(Effect::Set(object))
     }
 
     /// An object is gone. That it was never there is no error.
     pub fn delete(&mut self, id: &ObjectId) -> Option<Effect> {
-        let known = self.known.remove(id)?;
+        let of_kind = self.known.get_mut(&id.kind)?;
+        let namespace = of_kind.get_mut(&*id.key.namespace)?;
+        let known = namespace.remove(&*id.key.name)?;
+        if namespace.is_empty() {
+            of_kind.remove(&*id.key.namespace);
+        }
         self.problems.remove(id);
         match id.kind {
             Kind::Node => drop(self.nodes.remove(&id.key.name)),
-            Kind::Namespace => drop(self.namespaces.remove(&id.key.name)),
-            Kind::Pod => drop(self.pods.remove(&id.key)),
             Kind::Service => drop(self.services.remove(&id.key)),
-            Kind::NetworkPolicy | Kind::EndpointSlice => {}
+            Kind::Namespace | Kind::Pod | Kind::NetworkPolicy | Kind::EndpointSlice => {}
         }
         known.in_force.then(|| Effect::Removed(id.clone()))
     }
 
     /// Of this kind there are these objects at most: the others are gone.
     pub fn only(&mut self, kind: Kind, there: &HashSet<ObjectKey>) -> Vec<Effect> {
-        let of_kind = self.known.keys().filter(|id| id.kind == kind && !there.contains(&id.key));
-        let mut gone: Vec<ObjectId> = of_kind.cloned().collect();
-        gone.sort();
+        let names = |(namespace, of_namespace): (&Box<str>, &BTreeMap<Box<str>, Known>)| {
+            let key = |name: &Box<str>| ObjectKey::new(&**namespace, &**name);
+            of_namespace.keys().map(key).collect::<Vec<_>>()
+        };
+        let known = self.known.get(&kind).into_iter().flatten().flat_map(names);
+        let gone: Vec<_> =
+            known.filter(|key| !there.contains(key)).map(|key| ObjectId { kind, key }).collect();
         gone.iter().filter_map(|id| self.delete(id)).collect()
     }
 
+    /// What holds of an object.
+    fn in_force(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Known> {
+        self.known.get(&kind)?.get(namespace)?.get(name).filter(|known| known.in_force)
+    }
+
     /// UID of a pod: empty where the source has none, `None` where the pod is not known.
-    pub fn pod_uid(&self, key: &ObjectKey) -> Option<&str> {
-        self.pods.get(key).map(String::as_str)
+    pub fn pod_uid(&self, key: &ObjectKey) -> Option<String> {
+        Some(self.in_force(Kind::Pod, &key.namespace, &key.name)?.uid.to_string())
     }
 
     /// Whether a namespace is known.
     pub fn has_namespace(&self, name: &str) -> bool {
-        self.namespaces.contains(name)
+        self.in_force(Kind::Namespace, "", name).is_some()
     }
 
     /// All addresses of Services.

@@ -10,6 +10,7 @@ pub mod index;
 pub mod kubernetes;
 pub mod manifests;
 pub mod object;
+mod uid;
 
 pub use fairlead_api::status::Problem;
 pub use index::{Effect, Index};

@@ -382,7 +382,7 @@ fn the_index_knows_pods_and_namespaces() {
     index.apply(parsed(pod));
     index.apply(parsed(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}})));
     let key = ObjectKey::new("n", "x");
-    assert_eq!((index.pod_uid(&key), index.has_namespace("n")), (Some("u"), true));
+    assert_eq!((index.pod_uid(&key).as_deref(), index.has_namespace("n")), (Some("u"), true));
     index.delete(&ObjectId { kind: Kind::Pod, key: key.clone() });
     index.only(Kind::Namespace, &HashSet::new());
     assert_eq!((index.pod_uid(&key), index.has_namespace("n")), (None, false));

@@ -220,7 +220,7 @@ impl<E: Enforcer> Engine<E> {
         }
         let pod = attachment.pod.as_ref()?;
         let key = key(pod);
-        match (self.index.pod_uid(&key), pod.uid.as_deref()) {
+        match (self.index.pod_uid(&key).as_deref(), pod.uid.as_deref()) {
             (None, _) => Some(format!("pod {key} is not known")),
             (Some(known), Some(asked)) if !known.is_empty() && !asked.is_empty() && known != asked => {
                 Some(format!("pod {key} with UID {asked} is not known, only one with UID {known}"))

@@ -85,7 +85,7 @@ fn a_list_that_begins_again_keeps_nothing_of_the_one_before() {
     merge.list_ends();
     let batch = fairlead_index::Batch { changes: merge.take(), problems: Vec::new() };
     index.update(batch);
-    assert_eq!(index.pod_uid(&ObjectKey::new("ns", "a")), Some(""));
+    assert_eq!(index.pod_uid(&ObjectKey::new("ns", "a")).as_deref(), Some(""));
     assert_eq!(index.pod_uid(&ObjectKey::new("ns", "gone-meanwhile")), None);
 }
 

@@ -322,7 +322,7 @@ async fn a_pod_that_is_waited_for_is_fetched_and_stays_as_it_is() {
     server.says("/api/v1/namespaces/ns", Answer::Json(200, namespace));
     told.wanted.send(ObjectKey::new("ns", "a")).unwrap();
     told.until(|t| t.has(&[("a", "new")])).await;
-    assert_eq!(told.index.pod_uid(&ObjectKey::new("ns", "a")), Some("uid-a"));
+    assert_eq!(told.index.pod_uid(&ObjectKey::new("ns", "a")).as_deref(), Some("uid-a"));
     told.until(|t| t.index.has_namespace("ns")).await;
     // The watch lags behind.
     more.send(event("ADDED", pod("a", 10, "old"))).unwrap();
