@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
 
 mod cni;
+mod compile;
 mod datapath;
 mod document;
 mod machine;
@@ -38,6 +39,9 @@ pub(crate) struct Settings {
     /// Root of the repository, for the results.
     #[arg(long)]
     root: PathBuf,
+    /// Measures the compiler at this size in this process, and prints what came out.
+    #[arg(long, hide = true)]
+    compile_scale: Option<f64>,
 }
 
 /// A part of the benchmarks.
@@ -51,14 +55,20 @@ struct Section {
 }
 
 /// All sections, in the document's order.
-const SECTIONS: [Section; 3] = [
+const SECTIONS: [Section; 4] = [
     Section { name: "datapath", title: "Between two pods", run: datapath::run },
     Section { name: "verdict", title: "What a verdict costs", run: verdict::run },
+    Section { name: "compile", title: "What compiling policy costs", run: compile::run },
     Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: cni::run },
 ];
 
 fn main() -> ExitCode {
-    match measure(&Settings::parse()) {
+    let settings = Settings::parse();
+    let outcome = match settings.compile_scale {
+        Some(scale) => compile::measure(scale).map(|()| true),
+        None => measure(&settings),
+    };
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
