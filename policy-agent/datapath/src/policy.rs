@@ -334,7 +334,8 @@ fn change<K>(key: K, value: Option<u32>) -> Change<K> {
 struct Cidrs<K> {
     map: BankedMap<K>,
     live: HashMap<IpNetwork, u32>,
-    next: HashMap<IpNetwork, u32>,
+    /// What the step that is being prepared changes of it.
+    next: HashMap<IpNetwork, Option<u32>>,
 }
 
 /// Keys of longest-prefix maps.
@@ -381,31 +382,28 @@ impl<K: CidrKey> Cidrs<K> {
 
     fn changes(&mut self, delta: &[(IpNetwork, Option<u32>)]) -> Vec<Change<K>> {
         let mut keys: HashMap<K, Option<u32>> = self.map.leaving().map(|key| (key, None)).collect();
-        let mut next = self.live.clone();
+        self.next.clear();
         for (network, atom) in delta {
             let Some(key) = K::of(network) else { continue };
             keys.insert(key, *atom);
-            match atom {
-                Some(atom) => next.insert(*network, *atom),
-                None => next.remove(network),
-            };
+            self.next.insert(*network, *atom);
         }
-        let changes = keys
-            .into_iter()
+        let before = |network: &IpNetwork| self.live.get(network).copied();
+        let after =
+            |network: &IpNetwork| self.next.get(network).map_or_else(|| before(network), |atom| *atom);
+        keys.into_iter()
             .map(|(key, atom)| {
-                let enclosing = |live: &HashMap<IpNetwork, u32>| {
-                    key.network().and_then(|n| enclosing(live, &n)).unwrap_or(ABSENT)
+                let around = |of: &dyn Fn(&IpNetwork) -> Option<u32>| {
+                    key.network().and_then(|n| enclosing(of, &n)).unwrap_or(ABSENT)
                 };
                 Change {
                     key,
                     next: atom.unwrap_or(ABSENT),
-                    value: atom.unwrap_or_else(|| enclosing(&next)),
-                    before: enclosing(&self.live),
+                    value: atom.unwrap_or_else(|| around(&after)),
+                    before: around(&before),
                 }
             })
-            .collect();
-        self.next = next;
-        changes
+            .collect()
     }
 
     fn prepare(&mut self, changes: &[Change<K>], in_force: usize, bank: usize) -> Result<(), MapError> {
@@ -415,17 +413,22 @@ impl<K: CidrKey> Cidrs<K> {
     }
 
     fn commit(&mut self) {
-        self.live = std::mem::take(&mut self.next);
+        for (network, atom) in self.next.drain() {
+            match atom {
+                Some(atom) => self.live.insert(network, atom),
+                None => self.live.remove(&network),
+            };
+        }
         self.map.commit();
     }
 }
 
-/// What the longest prefix around `network`, itself excluded, says.
-fn enclosing(live: &HashMap<IpNetwork, u32>, network: &IpNetwork) -> Option<u32> {
+/// What the longest prefix around `network`, itself excluded, says where each says what `of` tells.
+fn enclosing(of: &dyn Fn(&IpNetwork) -> Option<u32>, network: &IpNetwork) -> Option<u32> {
     (0..network.prefix()).rev().find_map(|prefix| {
         let wider = IpNetwork::new(network.ip(), prefix).ok()?;
         let wider = IpNetwork::new(wider.network(), prefix).ok()?;
-        live.get(&wider).copied()
+        of(&wider)
     })
 }
 
