@@ -44,6 +44,20 @@ pub(super) fn add(table: &mut Table) {
         ],
     );
     table.under(
+        "overlapping blocks of IPv6",
+        &[ingress(&[
+            rule(&[block("fd00::/8", &["fd00:1::/64"])], &[port(Protocol::Tcp, 80)]),
+            rule(&[block("fd00:1::/80", &[])], &[port(Protocol::Tcp, 81)]),
+        ])],
+        &[
+            ("one rule's except does not cancel the other's block", DB, IN, "fd00:1::10", tcp(81), YES),
+            ("nor does the other's block cancel the except", DB, IN, "fd00:1::10", tcp(80), NO),
+            ("each with its ports", DB, IN, "fd00::10", tcp(81), NO),
+            ("as written", DB, IN, "fd00::10", tcp(80), YES),
+            ("rest of the except", DB, IN, "fd00:1::1:0:0:1", tcp(81), NO),
+        ],
+    );
+    table.under(
         "except within except",
         &from(&[block("10.0.0.0/8", &["10.0.0.0/16", "10.0.1.0/24"])]),
         &[("in both", DB, IN, "10.0.1.10", tcp(1), NO), ("in the wider", DB, IN, "10.0.0.10", tcp(1), NO)],
@@ -90,6 +104,24 @@ pub(super) fn add(table: &mut Table) {
         ],
     );
     table.under(
+        "host bits set, IPv6",
+        &from(&[block("fd00:1::77/64", &["fd00:1::10/127"])]),
+        &[
+            ("the whole block", DB, IN, "fd00:1::ffff", tcp(1), YES),
+            ("less the whole except", DB, IN, "fd00:1::11", tcp(1), NO),
+            ("not beyond", DB, IN, "fd00:1:0:1::", tcp(1), NO),
+        ],
+    );
+    table.under(
+        "everything of IPv4 in its mapped form",
+        &from(&[block("::ffff:0:0/96", &[])]),
+        &[
+            ("a pod", DB, IN, "10.0.0.10", tcp(1), YES),
+            ("the outside", DB, IN, "203.0.113.1", tcp(1), YES),
+            ("no IPv6 pod", DB, IN, "fd00::10", tcp(1), NO),
+        ],
+    );
+    table.under(
         "IPv4-mapped written form",
         &from(&[block("::ffff:10.0.1.0/120", &["::ffff:10.0.1.10/128"])]),
         &[
@@ -114,6 +146,25 @@ pub(super) fn add(table: &mut Table) {
             ("only the block, not the other's port", DB, IN, "10.0.1.20", tcp(81), NO),
             ("only the selector", DB, IN, "10.0.0.10", tcp(81), YES),
             ("only the selector, not the other's port", DB, IN, "10.0.0.10", tcp(80), NO),
+        ],
+    );
+    table.under(
+        "ingress from another node",
+        &from(&[block("192.168.0.2/32", &[])]),
+        &[
+            ("by its address", DB, IN, "192.168.0.2", tcp(1), YES),
+            ("no other address", DB, IN, "192.168.0.3", tcp(1), NO),
+            ("none of its pods", DB, IN, "10.0.1.10", tcp(1), NO),
+        ],
+    );
+    table.under(
+        "egress to single addresses",
+        &[egress(&[rule(&[block("10.0.0.10/32", &[]), block("fd00:1::10/128", &[])], &[])])],
+        &[
+            ("IPv4", DB, OUT, "10.0.0.10", tcp(1), YES),
+            ("its neighbour", DB, OUT, "10.0.0.11", tcp(1), NO),
+            ("IPv6", DB, OUT, "fd00:1::10", tcp(1), YES),
+            ("its IPv6 neighbour", DB, OUT, "fd00:1::11", tcp(1), NO),
         ],
     );
     table.under(

@@ -18,6 +18,29 @@ pub(super) fn add(table: &mut Table) {
         ],
     );
     table.under(
+        "egress rule without ports",
+        &[egress(&[rule(&[web()], &[])])],
+        &[
+            ("any TCP port", DB, OUT, "10.0.0.10", tcp(65535), YES),
+            ("any UDP port", DB, OUT, "10.0.0.10", udp(1), YES),
+            ("any SCTP port", DB, OUT, "10.0.0.10", sctp(1), YES),
+            ("ICMP", DB, OUT, "10.0.0.10", Target::Icmp, YES),
+            ("ICMPv6", DB, OUT, "fd00::10", Target::Icmp, YES),
+            ("every other protocol", DB, OUT, "10.0.0.10", Target::Other, YES),
+            ("nothing of it to others", DB, OUT, "10.0.0.30", Target::Icmp, NO),
+        ],
+    );
+    table.under(
+        "egress rule with ports",
+        &[egress(&[rule(&[web()], &[any(Tcp), any(Udp), any(Sctp)])])],
+        &[
+            ("any port", DB, OUT, "10.0.0.10", sctp(65535), YES),
+            ("no ICMP", DB, OUT, "10.0.0.10", Target::Icmp, NO),
+            ("no ICMPv6", DB, OUT, "fd00::10", Target::Icmp, NO),
+            ("no other protocol", DB, OUT, "10.0.0.10", Target::Other, NO),
+        ],
+    );
+    table.under(
         "ports with an empty entry",
         &[ingress(&[rule(&[web()], &[any(Tcp)])])],
         &[
@@ -78,6 +101,26 @@ pub(super) fn add(table: &mut Table) {
         ],
     );
     table.under(
+        "endPort of SCTP",
+        &[egress(&[rule(&[], &[range(Sctp, 3868, 3870)])])],
+        &[
+            ("below", DB, OUT, "203.0.113.1", sctp(3867), NO),
+            ("first", DB, OUT, "203.0.113.1", sctp(3868), YES),
+            ("last", DB, OUT, "203.0.113.1", sctp(3870), YES),
+            ("above", DB, OUT, "203.0.113.1", sctp(3871), NO),
+            ("not TCP", DB, OUT, "203.0.113.1", tcp(3869), NO),
+        ],
+    );
+    table.under(
+        "one number of two protocols",
+        &[egress(&[rule(&[], &[port(Tcp, 53), port(Udp, 53)])])],
+        &[
+            ("TCP", DB, OUT, "203.0.113.1", tcp(53), YES),
+            ("UDP", DB, OUT, "203.0.113.1", udp(53), YES),
+            ("not the third", DB, OUT, "203.0.113.1", sctp(53), NO),
+        ],
+    );
+    table.under(
         "endPort to the last port",
         &[ingress(&[rule(&[], &[range(Udp, 1, 65535)])])],
         &[
@@ -106,6 +149,24 @@ pub(super) fn add(table: &mut Table) {
             ("the subject's number", DB, IN, "10.0.0.10", tcp(5432), YES),
             ("no other", DB, IN, "10.0.0.10", tcp(5433), NO),
             ("not of UDP", DB, IN, "10.0.0.10", udp(5432), NO),
+        ],
+    );
+    table.under(
+        "named port of UDP on ingress",
+        &[ingress(&[rule(&[web()], &[by_name(Udp, "gossip")])])],
+        &[
+            ("the subject's number", DB, IN, "10.0.0.10", udp(7000), YES),
+            ("not of TCP", DB, IN, "10.0.0.10", tcp(7000), NO),
+            ("not from others", DB, IN, "10.0.0.30", udp(7000), NO),
+        ],
+    );
+    table.under(
+        "unknown name on egress",
+        &[egress(&[rule(&[], &[by_name(Tcp, "nothing")])])],
+        &[
+            ("matches nothing of a pod", DB, OUT, "10.0.0.10", tcp(8080), NO),
+            ("nor outside", DB, OUT, "203.0.113.1", tcp(80), NO),
+            ("nor ICMP", DB, OUT, "10.0.0.10", Target::Icmp, NO),
         ],
     );
     table.under(

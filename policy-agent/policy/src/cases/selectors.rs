@@ -18,6 +18,22 @@ fn ingress_from(table: &mut Table, group: &str, peers: &[Peer], expected: [bool;
     );
 }
 
+/// The same for egress.
+fn egress_to(table: &mut Table, group: &str, peers: &[Peer], expected: [bool; 5]) {
+    let [web, plain, remote_web, remote_db, outside] = expected;
+    table.under(
+        group,
+        &[egress(&[rule(peers, &[])])],
+        &[
+            ("web of the same namespace", DB, OUT, "10.0.0.10", tcp(1), web),
+            ("pod without labels of the same namespace", DB, OUT, "10.0.0.30", tcp(1), plain),
+            ("web of another namespace", DB, OUT, "10.0.1.10", tcp(1), remote_web),
+            ("db of another namespace", DB, OUT, "10.0.1.20", tcp(1), remote_db),
+            ("outside", DB, OUT, "203.0.113.1", tcp(1), outside),
+        ],
+    );
+}
+
 pub(super) fn add(table: &mut Table) {
     let everyone = LabelSelector::default;
     table.under(
@@ -84,6 +100,21 @@ pub(super) fn add(table: &mut Table) {
             ("and allow nothing else", DB, IN, "10.0.0.30", tcp(1), NO),
         ],
     );
+    table.under(
+        "directions of one policy",
+        &[policy(
+            "both",
+            match_labels(&[("app", "db")]),
+            Some(vec![rule(&[pods(match_labels(&[("app", "web")]))], &[])]),
+            Some(vec![rule(&[pods(everyone())], &[port(Protocol::Tcp, 1)])]),
+        )],
+        &[
+            ("ingress by the ingress rules", DB, IN, "10.0.0.10", tcp(2), YES),
+            ("not by the egress rules", DB, IN, "10.0.0.30", tcp(1), NO),
+            ("egress by the egress rules", DB, OUT, "10.0.0.30", tcp(1), YES),
+            ("not by the ingress rules", DB, OUT, "10.0.0.10", tcp(2), NO),
+        ],
+    );
     ingress_from(table, "rule without from", &[], [YES; 5]);
     ingress_from(table, "empty podSelector in from", &[pods(everyone())], [YES, YES, NO, NO, NO]);
     ingress_from(
@@ -96,6 +127,18 @@ pub(super) fn add(table: &mut Table) {
     let test = || match_labels(&[("stage", "test")]);
     ingress_from(table, "podSelector", &[pods(web())], [YES, NO, NO, NO, NO]);
     ingress_from(table, "namespaceSelector", &[pods_in(test(), everyone())], [NO, NO, YES, YES, NO]);
+    ingress_from(
+        table,
+        "In on namespaces",
+        &[pods_in(expression("team", Operator::In(values(&["other", "third"]))), everyone())],
+        [NO, NO, YES, YES, NO],
+    );
+    ingress_from(
+        table,
+        "Exists on namespaces",
+        &[pods_in(expression("stage", Operator::Exists), everyone())],
+        [NO, NO, YES, YES, NO],
+    );
     ingress_from(table, "both in one peer", &[pods_in(test(), web())], [NO, NO, YES, NO, NO]);
     ingress_from(
         table,
@@ -138,6 +181,22 @@ pub(super) fn add(table: &mut Table) {
             ("no other", DB, OUT, "10.0.1.10", tcp(8080), NO),
         ],
     );
+    egress_to(table, "rule without to", &[], [YES; 5]);
+    egress_to(table, "empty podSelector in to", &[pods(everyone())], [YES, YES, NO, NO, NO]);
+    egress_to(
+        table,
+        "empty namespaceSelector in to",
+        &[pods_in(everyone(), everyone())],
+        [YES, YES, YES, YES, NO],
+    );
+    egress_to(table, "both in one peer of to", &[pods_in(test(), web())], [NO, NO, YES, NO, NO]);
+    egress_to(
+        table,
+        "both in two peers of to",
+        &[pods_in(test(), everyone()), pods(web())],
+        [YES, NO, YES, YES, NO],
+    );
+    egress_to(table, "to that matches nobody", &[pods(match_labels(&[("app", "none")]))], [NO; 5]);
     let subjects = expression("app", Operator::NotIn(values(&["web"])));
     table.under(
         "NotIn as podSelector",
