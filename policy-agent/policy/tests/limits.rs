@@ -310,6 +310,42 @@ fn a_named_port_too_many_is_denied() {
     assert!(to(&node, "10.0.1.2", 81) && !to(&node, "10.0.1.2", 80));
 }
 
+/// What is open to everyone is a port set too: at the exact number it fits, one more and the newest that has
+/// one of its own gives way, whoever came after it without one.
+#[test]
+fn sets_that_are_open_to_everyone_count() {
+    let open = |name, subject, port| {
+        let rule = Rule { peers: vec![], ..rule(peers("name", "one"), port) };
+        policy(name, Some(subject), vec![rule])
+    };
+    for (sets, expected) in [
+        (2, vec![]),
+        (1, vec![(WEB, Instead::Closed, Resource::Sets)]),
+        (0, vec![(DB, Instead::Closed, Resource::Sets), (WEB, Instead::Closed, Resource::Sets)]),
+    ] {
+        let mut node = Node::new(Limits { sets, ..Limits::default() });
+        node.compiler.set_policy(&open("first", "db", 80));
+        node.compiler.set_policy(&open("second", "web", 81));
+        node.compiler.set_policy(&policy("third", Some("plain"), vec![]));
+        node.step();
+        assert_eq!(node.problems(), expected, "{sets}");
+        assert_eq!(node.reaches(DB, "192.0.2.1", 80), sets > 0);
+        assert_eq!(node.reaches(WEB, "192.0.2.1", 81), sets > 1);
+        assert!(!node.reaches(PLAIN, "192.0.2.1", 80));
+    }
+}
+
+/// Rows that share a set need room for one.
+#[test]
+fn rows_share_a_set_when_sets_are_full() {
+    let mut node = Node::new(Limits { sets: 1, ..Limits::default() });
+    node.set(&policy("first", Some("db"), vec![rule(peers("name", "one"), 80)]));
+    let both = vec![rule(peers("name", "one"), 80), rule(peers("name", "two"), 80)];
+    node.set(&policy("first", Some("db"), both));
+    assert_eq!(node.problems(), []);
+    assert!(node.reaches(DB, "10.0.1.1", 80) && node.reaches(DB, "10.0.1.2", 80));
+}
+
 /// A limit that is never met costs nothing: trying again comes to an end.
 #[test]
 fn trying_again_comes_to_an_end() {

@@ -11,8 +11,22 @@ pub(super) struct Interner<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     // Randomly seeded: labels come from whoever may create a pod. The order of a hash never shows.
-    table: HashTable<u32>,
+    table: HashTable<Entry>,
     hasher: RandomState,
+}
+
+/// An id with its value's hash: a table that grows need not look at the values, which are all over the heap.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    hash: u32,
+    id: u32,
+}
+
+impl Entry {
+    /// What the table goes by: its top and its lowest bits.
+    fn spread(self) -> u64 {
+        u64::from(self.hash) << 32 | u64::from(self.hash)
+    }
 }
 
 #[derive(Debug)]
@@ -62,12 +76,14 @@ impl<T: Hash + Eq> Interner<T> {
         T: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        let slots = &self.slots;
-        self.table
-            .find(self.hasher.hash_one(value), |&id| {
-                slots[id as usize].value.as_ref().is_some_and(|v| v.borrow() == value)
-            })
-            .copied()
+        let hash = self.hash(value);
+        let is = |id: u32| self.slots[id as usize].value.as_ref().is_some_and(|v| v.borrow() == value);
+        let found = self.table.find(Entry { hash, id: 0 }.spread(), |e| e.hash == hash && is(e.id));
+        found.map(|entry| entry.id)
+    }
+
+    fn hash<Q: Hash + ?Sized>(&self, value: &Q) -> u32 {
+        self.hasher.hash_one(value) as u32
     }
 
     /// A reference to `value`, and whether it is new.
@@ -83,7 +99,7 @@ impl<T: Hash + Eq> Interner<T> {
 
     /// Stores a value that is not there yet, with one reference.
     fn add(&mut self, value: T) -> u32 {
-        let hash = self.hasher.hash_one(&value);
+        let hash = self.hash(&value);
         let slot = Slot { value: Some(value), references: 1 };
         let id = match self.free.pop() {
             Some(id) => {
@@ -95,11 +111,8 @@ impl<T: Hash + Eq> Interner<T> {
                 (self.slots.len() - 1) as u32
             }
         };
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        // Only values that are there are in the table.
-        self.table.insert_unique(hash, id, |&id| {
-            slots[id as usize].value.as_ref().map_or(0, |v| hasher.hash_one(v))
-        });
+        let entry = Entry { hash, id };
+        self.table.insert_unique(entry.spread(), entry, |entry| entry.spread());
         id
     }
 
@@ -111,7 +124,8 @@ impl<T: Hash + Eq> Interner<T> {
             return None;
         }
         let value = slot.value.take()?;
-        if let Ok(entry) = self.table.find_entry(self.hasher.hash_one(&value), |&i| i == id) {
+        let entry = Entry { hash: self.hash(&value), id };
+        if let Ok(entry) = self.table.find_entry(entry.spread(), |e| e.id == id) {
             entry.remove();
         }
         self.free.push(id);

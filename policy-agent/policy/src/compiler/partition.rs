@@ -101,6 +101,12 @@ impl Partition {
         std::mem::take(&mut self.moved)
     }
 
+    /// How many ids of classes there are, in use or not.
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> usize {
+        self.classes.len()
+    }
+
     /// Ids of dissolved classes may be used again.
     pub(super) fn recycle(&mut self) {
         self.free.append(&mut self.retired);

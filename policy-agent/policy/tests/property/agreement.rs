@@ -117,32 +117,37 @@ fn pods_that_a_rule_begins_to_look_at_are_seen_even_if_their_class_stays() {
         }]),
     };
     let dns = PortRule { protocol: Protocol::Tcp, port: PortSpec::Named("dns".to_owned()) };
-    let address: std::net::IpAddr = "10.0.0.0".parse().unwrap();
+    let [first, second] = ["10.0.0.0", "10.0.0.1"].map(|a| a.parse::<std::net::IpAddr>().unwrap());
     let (mut cluster, mut compiler, mut tables) =
         (Cluster::default(), Compiler::new(Limits::default()), Tables::default());
-    let pod = Pod {
-        key: key("p1"),
+    // Two groups in one class.
+    let pod = |name: &str| Pod {
+        key: key(name),
         uid: String::new(),
-        labels: Labels::new(),
+        labels: Labels::from([("app".to_owned(), name.to_owned())]),
         ips: Vec::new(),
         node: None,
         host_network: false,
         finished: false,
         ports: vec![NamedPort { name: "dns".to_owned(), protocol: Protocol::Tcp, port: 53 }],
     };
-    let endpoint = LocalEndpoint { pod: Some(key("p1")), addresses: vec![address] };
+    let endpoint = |name, address| LocalEndpoint { pod: Some(key(name)), addresses: vec![address] };
     for change in [
-        Change::Endpoint(1, endpoint),
+        Change::Endpoint(1, endpoint("p1", first)),
+        Change::Endpoint(2, endpoint("p2", second)),
         Change::Policy(policy(vec![tier], vec![dns])),
-        Change::Pod(pod),
+        Change::Pod(pod("p1")),
+        Change::Pod(pod("p2")),
         Change::Namespace(Namespace { name: "b".to_owned(), labels: Labels::new() }),
     ] {
         tell(&change, &mut cluster, &mut compiler);
     }
     tables.apply(&compiler.commit());
-    assert!(!tables.allows(1, Direction::Egress, address, Target::Icmp));
+    assert!(!tables.allows(1, Direction::Egress, first, Target::Icmp));
     tell(&Change::Policy(policy(Vec::new(), Vec::new())), &mut cluster, &mut compiler);
     tables.apply(&compiler.commit());
-    assert!(cluster.verdict(1, Direction::Egress, address, Target::Icmp).passes());
-    assert!(tables.allows(1, Direction::Egress, address, Target::Icmp));
+    for address in [first, second] {
+        assert!(cluster.verdict(1, Direction::Egress, address, Target::Icmp).passes());
+        assert!(tables.allows(1, Direction::Egress, address, Target::Icmp), "{address}");
+    }
 }
