@@ -16,6 +16,8 @@ use crate::host::install::PLUGIN;
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// What runtimes read that know nothing newer and ignore `cniVersions`.
 const PLAIN_VERSION: &str = "1.0.0";
+/// What every release of those plugins speaks that anybody still installs (1.0, of 2021, and newer).
+const SPOKEN_BY_ALL: [&str; 3] = ["0.3.1", "0.4.0", "1.0.0"];
 /// Plugins that come after ours where they are installed, and the capability that each is for.
 const CHAINED: [(&str, &str); 2] = [("portmap", "portMappings"), ("bandwidth", "bandwidth")];
 
@@ -70,6 +72,11 @@ pub fn write_conflist(folder: &Path, run: &RunDir, bin: Option<&Path>) -> io::Re
         let Some(executable) = bin.map(|bin| bin.join(kind)).filter(|path| path.exists()) else { continue };
         // A runtime speaks one version with the whole list, the highest there.
         match spoken(&executable) {
+            // It is there and does not run: the libraries it needs are the node's, and this is a container.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                versions.retain(|v| SPOKEN_BY_ALL.contains(&v.as_str()));
+                plugins.push(json!({"type": kind, "capabilities": {capability: true}}));
+            }
             Ok(spoken) if spoken.iter().any(|v| v == PLAIN_VERSION) => {
                 versions.retain(|v| spoken.contains(v));
                 plugins.push(json!({"type": kind, "capabilities": {capability: true}}));
@@ -192,6 +199,13 @@ mod tests {
         assert_eq!(value["cniVersions"], json!(["0.4.0", "1.0.0"]));
         assert_eq!(value["plugins"][1], json!({"type": "portmap", "capabilities": {"portMappings": true}}));
         assert_eq!(value["plugins"].as_array().unwrap().len(), 2);
+
+        // One that needs what only the node has cannot be asked from a container.
+        fs::write(bin.path().join("portmap"), "#!/lib/not/here\n").unwrap();
+        assert_eq!(write_conflist(dir.path(), &run, Some(bin.path())).unwrap().len(), 1);
+        let value = conflist(dir.path());
+        assert_eq!(value["cniVersions"], json!(["0.3.1", "0.4.0", "1.0.0"]));
+        assert_eq!(value["plugins"][1]["type"], "portmap");
 
         // One that cannot speak to every runtime is left out, not the runtimes.
         plugin(bin.path(), "portmap", &answer(r#""1.1.0""#));

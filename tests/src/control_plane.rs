@@ -1,12 +1,15 @@
 //! A real API server with its etcd, in a node's network namespace.
 
 use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use ipnetwork::IpNetwork;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{
@@ -32,10 +35,20 @@ pub const PORT: u16 = 6443;
 /// Who may do everything.
 const ADMIN_TOKEN: &str = "admin";
 
+/// Where an API server is reached, beside the loopback interface.
+#[derive(Clone, Debug, Default)]
+pub struct Exposure {
+    /// Its addresses; none where only the loopback interface is asked for.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes of Services, the first family first.
+    pub services: Vec<IpNetwork>,
+}
+
 /// etcd and kube-apiserver; killed when dropped.
 #[derive(Debug)]
 pub struct ControlPlane {
     namespace: Arc<Namespace>,
+    exposure: Exposure,
     folder: PathBuf,
     etcd: Child,
     server: Option<Child>,
@@ -79,15 +92,31 @@ impl ControlPlane {
     /// # Errors
     /// When the executables are not there, or do not get ready; with their last words.
     pub async fn start(namespace: Arc<Namespace>, folder: &Path) -> Result<Self> {
+        Self::start_exposed(namespace, folder, Exposure::default()).await
+    }
+
+    /// The same, with an API server that a cluster's nodes and pods can reach.
+    ///
+    /// # Errors
+    /// When the executables are not there, or do not get ready; with their last words.
+    pub async fn start_exposed(namespace: Arc<Namespace>, folder: &Path, exposure: Exposure) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let issuer = Issuer::new()?;
-        let (certificate, key) = issuer.issue("kube-apiserver", None, &["127.0.0.1", "localhost"])?;
+        let mut names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned).to_vec();
+        names.extend(exposure.addresses.iter().map(IpAddr::to_string));
+        // The first address of each prefix is the API server's own Service.
+        names.extend(exposure.services.iter().filter_map(|s| Some(s.iter().nth(1)?.to_string())));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (certificate, key) = issuer.issue("kube-apiserver", None, &names)?;
+        let (client, client_key) = issuer.issue("kube-apiserver", Some("system:masters"), &[])?;
         let signer = KeyPair::generate()?;
         let tokens = format!("{ADMIN_TOKEN},admin,admin,system:masters\n");
         let files = [
             ("ca.pem", issuer.0.pem()),
             ("server.pem", certificate),
             ("server.key", key),
+            ("client.pem", client),
+            ("client.key", client_key),
             ("signer.key", signer.serialize_pem()),
             ("signer.pub", signer.public_key_pem()),
             ("tokens.csv", tokens),
@@ -106,7 +135,7 @@ impl ControlPlane {
             "--initial-cluster=default=http://127.0.0.1:2380",
         ]);
         let etcd = spawn(&namespace, etcd).await?;
-        let mut control = Self { namespace, folder: folder.to_owned(), etcd, server: None, issuer };
+        let mut control = Self { namespace, exposure, folder: folder.to_owned(), etcd, server: None, issuer };
         control.start_server(PORT).await?;
         Ok(control)
     }
@@ -121,17 +150,29 @@ impl ControlPlane {
         let mut command = program(&self.folder, "kube-apiserver")?;
         command.args([
             "--etcd-servers=http://127.0.0.1:2379",
-            "--bind-address=127.0.0.1",
-            // It looks for a default route otherwise; nobody is told of the address.
-            "--advertise-address=192.0.2.1",
-            "--endpoint-reconciler-type=none",
             "--authorization-mode=Node,RBAC",
-            "--service-cluster-ip-range=10.96.0.0/16",
             "--service-account-issuer=https://kubernetes.default.svc",
             "--allow-privileged",
-            // Nothing here makes the accounts that pods would have.
-            "--disable-admission-plugins=ServiceAccount",
         ]);
+        if let Some(address) = self.exposure.addresses.first() {
+            command.arg("--bind-address=::").arg(format!("--advertise-address={address}"));
+            let services: Vec<String> = self.exposure.services.iter().map(ToString::to_string).collect();
+            command.arg(format!("--service-cluster-ip-range={}", services.join(",")));
+            command.arg(format!("--kubelet-client-certificate={}", file("client.pem")));
+            command.arg(format!("--kubelet-client-key={}", file("client.key")));
+            command.arg(format!("--kubelet-certificate-authority={}", file("ca.pem")));
+            command.arg("--kubelet-preferred-address-types=InternalIP");
+        } else {
+            command.args([
+                "--bind-address=127.0.0.1",
+                // It looks for a default route otherwise; nobody is told of the address.
+                "--advertise-address=192.0.2.1",
+                "--endpoint-reconciler-type=none",
+                "--service-cluster-ip-range=10.96.0.0/16",
+                // Nothing here makes the accounts that pods would have.
+                "--disable-admission-plugins=ServiceAccount",
+            ]);
+        }
         command.arg(format!("--secure-port={port}"));
         for (flag, name) in [
             ("tls-cert-file", "server.pem"),
@@ -255,18 +296,52 @@ impl ControlPlane {
         .await
     }
 
-    /// A file for clients with these credentials.
+    /// A file for clients in its namespace with these credentials.
     pub fn kubeconfig(&self, port: u16, user: &Value) -> String {
+        self.kubeconfig_for(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), user)
+    }
+
+    /// A file for clients that reach it under an address.
+    pub fn kubeconfig_for(&self, server: SocketAddr, user: &Value) -> String {
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": {
-                "server": format!("https://127.0.0.1:{port}"),
+                "server": format!("https://{server}"),
                 "certificate-authority": self.folder.join("ca.pem"),
             }}],
             "users": [{"name": "c", "user": user}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
         })
         .to_string()
+    }
+
+    /// Its files: certificates, keys and logs.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Credentials of an administrator.
+    pub fn admin() -> Value {
+        json!({"token": ADMIN_TOKEN})
+    }
+
+    /// Certificate and key in PEM of a server under addresses.
+    ///
+    /// # Errors
+    /// When they cannot be made.
+    pub fn server_certificate(&self, name: &str, addresses: &[&str]) -> Result<(String, String)> {
+        self.issuer.issue(name, None, addresses)
+    }
+
+    /// SIGSTOP to the API server, or SIGCONT: it is there and does not answer.
+    ///
+    /// # Errors
+    /// When none runs.
+    pub fn pause_server(&self, paused: bool) -> Result<()> {
+        use nix::sys::signal::{Signal, kill};
+        let server = self.server.as_ref().context("no API server runs")?;
+        let signal = if paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+        Ok(kill(nix::unistd::Pid::from_raw(i32::try_from(server.id())?), signal)?)
     }
 
     /// Certificate and key of a user, in PEM.
@@ -338,14 +413,23 @@ fn program(folder: &Path, name: &str) -> Result<Command> {
     if !executable.exists() {
         bail!("no {} (`cargo xtask test` builds it)", executable.display());
     }
-    let log = folder.join(format!("{name}.log"));
-    let log = File::options().create(true).append(true).open(&log).context("cannot open a log")?;
     let mut command = Command::new(executable);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    die_with_parent(&mut command);
+    log_to(&mut command, &folder.join(format!("{name}.log")))?;
     Ok(command)
 }
 
-async fn spawn(namespace: &Namespace, mut command: Command) -> Result<Child> {
+/// Lets a child write to the end of a file, read nothing, and die with the thread that starts it.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn log_to(command: &mut Command, log: &Path) -> Result<()> {
+    let log = File::options().create(true).append(true).open(log).context("cannot open a log")?;
+    // Ctrl-C is for whoever runs it, and it goes when that one does.
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    die_with_parent(command);
+    Ok(())
+}
+
+pub(crate) async fn spawn(namespace: &Namespace, mut command: Command) -> Result<Child> {
     namespace.run(move || command.spawn()).await?.context("cannot run an executable of Kubernetes")
 }

@@ -22,11 +22,14 @@ pub mod control_plane;
 pub mod datagram;
 pub mod fabric;
 pub mod http;
+pub mod kubernetes;
 pub mod namespace;
 pub mod probe;
 pub mod proxy;
 pub mod runtime;
+pub mod shop;
 pub mod soak;
+pub mod state;
 pub mod wait;
 pub mod world;
 

@@ -42,7 +42,49 @@ impl Namespace {
         .await
     }
 
+    /// Makes one with its own mounts, which `mounts` makes; they are not seen outside.
+    pub(crate) async fn with_mounts(
+        name: &str,
+        mounts: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        Self::start(name, || {
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+                .context("cannot make network and mount namespaces")?;
+            let none = None::<&Path>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                .context("cannot keep mounts private")?;
+            mounts()
+        })
+        .await
+    }
+
+    /// A thread in a network namespace that somebody else made, as a pod's sandbox.
+    ///
+    /// # Errors
+    /// When there is none at the path.
+    pub async fn entered(name: &str, path: &Path) -> Result<Self> {
+        let file = std::fs::File::open(path).with_context(|| format!("no {}", path.display()))?;
+        Self::spawn(name, move || nix::sched::setns(file, CloneFlags::CLONE_NEWNET).context("setns")).await
+    }
+
     async fn start(name: &str, enter: impl FnOnce() -> Result<()> + Send + 'static) -> Result<Self> {
+        let namespace = Self::spawn(name, enter).await?;
+        namespace
+            .run(|| {
+                // The kernel's defaults differ between machines; addresses are usable at once.
+                for (key, value) in
+                    [("ipv6/conf/all/disable_ipv6", "0"), ("ipv6/conf/default/accept_dad", "0")]
+                {
+                    sysctl(key, value)?;
+                }
+                anyhow::Ok(())
+            })
+            .await??;
+        namespace.netlink(async |netlink| crate::fabric::up(&netlink, "lo").await).await?;
+        Ok(namespace)
+    }
+
+    async fn spawn(name: &str, enter: impl FnOnce() -> Result<()> + Send + 'static) -> Result<Self> {
         let (jobs, mut queue) = mpsc::unbounded_channel::<Job>();
         let (ready, entered) = oneshot::channel();
         let thread = std::thread::Builder::new()
@@ -59,20 +101,7 @@ impl Namespace {
             .context("cannot start a thread")?;
         let thread_id =
             entered.await.context("the namespace's thread died")?.with_context(|| name.to_owned())?;
-        let namespace = Self { name: name.to_owned(), thread_id, jobs: Some(jobs), thread: Some(thread) };
-        namespace
-            .run(|| {
-                // The kernel's defaults differ between machines; addresses are usable at once.
-                for (key, value) in
-                    [("ipv6/conf/all/disable_ipv6", "0"), ("ipv6/conf/default/accept_dad", "0")]
-                {
-                    sysctl(key, value)?;
-                }
-                anyhow::Ok(())
-            })
-            .await??;
-        namespace.netlink(async |netlink| crate::fabric::up(&netlink, "lo").await).await?;
-        Ok(namespace)
+        Ok(Self { name: name.to_owned(), thread_id, jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Its name, for people.

@@ -1,15 +1,13 @@
 //! `cargo xtask image`: the executables as an OCI image, without a container engine.
 //!
-//! The image is a tar file that `ctr images import`, `podman load` and `kind load image-archive` take.
-//! It has one layer with three static executables and nothing else: no shell, no libraries. The same
-//! executables make the same bytes, so a digest says what is in it.
+//! It has one layer with three static executables and nothing else: no shell, no libraries.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use sha2::{Digest as _, Sha256};
 
+use crate::oci::{self, Description, File, sha256};
 use crate::{build, workspace};
 
 /// Name of the image, as `manifests/fairlead.yaml` has it.
@@ -27,6 +25,12 @@ pub(crate) struct Options {
     /// Take the executables in this folder, instead of building them.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { output: "target/image/fairlead.tar".into(), name: NAME.to_owned(), from: None }
+    }
 }
 
 /// Builds the executables and the image.
@@ -56,104 +60,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The image with the executables of a folder.
 fn image(from: &Path, name: &str) -> Result<Vec<u8>> {
-    let mut layer = Tar::default();
+    let mut files = Vec::new();
     for program in build::EXECUTABLES {
         let path = from.join(program);
         let content = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        layer.file(program, 0o755, &content);
+        files.push(File { path: program.to_owned(), content });
     }
-    let layer = layer.end();
-    let config = format!(
-        r#"{{"architecture":"{}","os":"linux","created":"1970-01-01T00:00:00Z","config":{{"Entrypoint":["/fairlead-agent"],"User":"0:0","Labels":{{"org.opencontainers.image.title":"fairlead","org.opencontainers.image.version":"{}","org.opencontainers.image.licenses":"MIT OR Apache-2.0"}}}},"rootfs":{{"type":"layers","diff_ids":["{}"]}},"history":[{{"created":"1970-01-01T00:00:00Z","created_by":"cargo xtask image"}}]}}"#,
-        architecture(),
-        env!("CARGO_PKG_VERSION"),
-        sha256(&layer),
-    );
-    let descriptor = |kind: &str, blob: &[u8], more: &str| {
-        let (digest, size) = (sha256(blob), blob.len());
-        format!(
-            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{digest}","size":{size}{more}}}"#
-        )
+    let description = Description {
+        name,
+        entrypoint: "/fairlead-agent",
+        label: ("fairlead", env!("CARGO_PKG_VERSION")),
+        made_by: "cargo xtask image",
     };
-    let manifest = format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
-        descriptor("config.v1+json", config.as_bytes(), ""),
-        descriptor("layer.v1.tar", &layer, ""),
-    );
-    // containerd takes the name from its own annotation, others from OCI's.
-    let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-    let annotations = format!(
-        r#","annotations":{{"io.containerd.image.name":"{name}","org.opencontainers.image.ref.name":"{tag}"}}"#
-    );
-    let index = format!(
-        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{}]}}"#,
-        descriptor("manifest.v1+json", manifest.as_bytes(), &annotations),
-    );
-    let blob = |content: &[u8]| sha256(content).replacen("sha256:", "blobs/sha256/", 1);
-    // Docker's own list, for `docker load` and those that do as it does.
-    let docker = format!(
-        r#"[{{"Config":"{}","RepoTags":["{name}"],"Layers":["{}"]}}]"#,
-        blob(config.as_bytes()),
-        blob(&layer),
-    );
-    let mut tar = Tar::default();
-    tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
-    tar.file("index.json", 0o644, index.as_bytes());
-    tar.file("manifest.json", 0o644, docker.as_bytes());
-    for content in [config.as_bytes(), manifest.as_bytes(), &layer] {
-        tar.file(&blob(content), 0o644, content);
-    }
-    Ok(tar.end())
-}
-
-/// What Go, and so every registry, calls this machine.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-fn sha256(content: &[u8]) -> String {
-    let digest = Sha256::digest(content);
-    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
-}
-
-/// A tar file (POSIX ustar) that says nothing of the machine and the moment of its making.
-#[derive(Default)]
-struct Tar(Vec<u8>);
-
-impl Tar {
-    const BLOCK: usize = 512;
-
-    /// Adds a file of root. Its name has at most 100 bytes, all ours do.
-    fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
-        let mut header = [0; Self::BLOCK];
-        let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-        put(0, name);
-        put(100, &format!("{mode:07o}"));
-        put(108, "0000000");
-        put(116, "0000000");
-        put(124, &format!("{:011o}", content.len()));
-        put(136, "00000000000");
-        // The checksum is made as if it were blanks.
-        put(148, "        ");
-        put(156, "0");
-        put(257, "ustar");
-        put(263, "00");
-        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
-        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-        self.0.extend(header);
-        self.0.extend(content);
-        self.0.resize(self.0.len().next_multiple_of(Self::BLOCK), 0);
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.0.resize(self.0.len() + 2 * Self::BLOCK, 0);
-        self.0
-    }
+    Ok(oci::image(&files, &description))
 }
 
 #[cfg(test)]

@@ -6,10 +6,13 @@
 mod bench;
 mod bpf_toolchain;
 mod build;
+mod cluster;
+mod conformance;
 mod demo;
 mod doctor;
 mod image;
 mod kubernetes;
+mod oci;
 mod process;
 mod setup;
 mod test;
@@ -37,8 +40,12 @@ enum Command {
     Build(build::Options),
     /// The executables as an OCI image in target/image, made without a container engine.
     Image(image::Options),
-    /// Build etcd and kube-apiserver, which tests need, into target/kubernetes.
+    /// Build everything of Kubernetes that tests need into target/kubernetes.
     Kubernetes,
+    /// Two real nodes on this machine: Kubernetes with containerd, and Fairlead installed.
+    Cluster(cluster::Options),
+    /// Kubernetes' own tests of the network on such clusters; writes docs/conformance.md.
+    Conformance(conformance::Options),
     /// Format check, lints and all tests. With filters: only the tests whose names contain one of them.
     Test(test::Options),
     /// Two nodes, a real application, its policies: wired, enforced and measured.
@@ -54,9 +61,12 @@ fn main() -> ExitCode {
         Command::Doctor => Ok(doctor::run()),
         Command::Build(options) => done(build::run(&options)),
         Command::Image(options) => done(image::run(&options)),
-        Command::Kubernetes => done(kubernetes::programs(&kubernetes::CONTROL).map(|folder| {
+        Command::Kubernetes => done(kubernetes::programs(&kubernetes::CONTROL).and_then(|folder| {
             println!("kubernetes: {} in {}", kubernetes::CONTROL.programs.join(", "), folder.display());
+            kubernetes::nodes()
         })),
+        Command::Cluster(options) => cluster::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),

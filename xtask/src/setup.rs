@@ -11,7 +11,7 @@ use crate::process::{self, Privilege, output};
 use crate::workspace;
 
 /// Debian's packages that only tests and benchmarks need.
-const TEST_PACKAGES: [&str; 8] = [
+const TEST_PACKAGES: [&str; 13] = [
     // tc, which a test asks what is attached.
     "iproute2",
     // The rules of kube-proxy, and what Fairlead is measured beside.
@@ -22,6 +22,12 @@ const TEST_PACKAGES: [&str; 8] = [
     "containernetworking-plugins",
     // A caller of CNI that is no Kubernetes.
     "podman",
+    // Nodes of a cluster, and what tests call in their containers.
+    "containerd",
+    "runc",
+    "curl",
+    "hostname",
+    "netcat-openbsd",
     // Load.
     "iperf3",
     "sockperf",

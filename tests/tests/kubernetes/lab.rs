@@ -89,10 +89,20 @@ impl Lab {
 
     /// Starts (again) the agent, and waits until it is ready.
     pub(crate) async fn start_agent(&mut self, source: Source<'_>) {
+        self.start_agent_with(source, &[]).await;
+    }
+
+    /// The same, with flags.
+    pub(crate) async fn start_agent_with(&mut self, source: Source<'_>, flags: &[String]) {
         self.agent = None;
-        let mut agent = Agent::spawn(&self.node, source, &self.folders, &[]).await.unwrap();
+        let mut agent = Agent::spawn(&self.node, source, &self.folders, flags).await.unwrap();
         agent.await_ready(&self.node).await.unwrap();
         self.agent = Some(agent);
+    }
+
+    /// The agent's process.
+    pub(crate) fn agent_id(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
     }
 
     pub(crate) async fn status(&self) -> Value {

@@ -5,3 +5,4 @@ mod away;
 mod follow;
 mod lab;
 mod sources;
+mod told;

@@ -1,82 +1,16 @@
 //! After an uninstall a node is as it was.
 #![expect(clippy::unwrap_used, reason = "tests, and what they share")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use fairlead_tests::agent::{Agent, BPFFS, Folders, Source};
 use fairlead_tests::fabric;
 use fairlead_tests::namespace::{Namespace, sysctl};
 use fairlead_tests::runtime::{Attach, IFNAME, Runtime};
+use fairlead_tests::state::{differences, said, state};
 use fairlead_tests::world::{self, World};
 use serde_json::{Value, json};
-
-/// What a command prints in the calling thread's namespaces.
-fn said(program: &str, words: &[&str]) -> String {
-    let output = Command::new(program).args(words).output().unwrap();
-    assert!(output.status.success(), "{program} {words:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// All files below a folder, with their contents where those can be read.
-fn files(folder: &Path, all: &mut BTreeMap<PathBuf, String>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().unwrap().is_dir() {
-            all.insert(path.clone(), "a folder".to_owned());
-            files(&path, all);
-        } else {
-            let text = std::fs::read_to_string(&path).unwrap_or_default();
-            all.insert(path, text.trim().to_owned());
-        }
-    }
-}
-
-/// Everything of a node that Fairlead could have changed.
-async fn state(node: &Namespace, folder: &Path) -> BTreeMap<String, String> {
-    let folder = folder.to_owned();
-    node.run(move || {
-        let mut state = BTreeMap::new();
-        for (name, program, words) in [
-            ("links", "ip", &["-o", "link"][..]),
-            ("addresses", "ip", &["-o", "address"]),
-            ("routes", "ip", &["route", "show", "table", "all"]),
-            ("routes6", "ip", &["-6", "route", "show", "table", "all"]),
-            ("rules", "ip", &["rule"]),
-            ("rules6", "ip", &["-6", "rule"]),
-            ("neighbours", "ip", &["neigh", "show", "nud", "permanent"]),
-            ("queues", "tc", &["qdisc"]),
-            ("ingress", "tc", &["filter", "show", "dev", "eth0", "ingress"]),
-            ("egress", "tc", &["filter", "show", "dev", "eth0", "egress"]),
-            ("nftables", "nft", &["list", "ruleset"]),
-        ] {
-            state.insert(name.to_owned(), said(program, words));
-        }
-        let mut all = BTreeMap::new();
-        for place in [&folder, Path::new("/sys/fs/bpf"), Path::new("/proc/sys/net")] {
-            files(place, &mut all);
-        }
-        for (path, text) in all {
-            state.insert(path.display().to_string(), text);
-        }
-        // What the kernel counts or draws by lot.
-        state.retain(|name, _| {
-            let varies = ["stable_secret", "nf_conntrack_count", "netdev_rss_key", "/random", "flush"];
-            !varies.iter().any(|v| name.contains(v))
-        });
-        state
-    })
-    .await
-    .unwrap()
-}
-
-/// What differs, by name.
-fn differences(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
-    let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let differs = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
-    differs.map(|name| format!("{name}: {:?} -> {:?}", before.get(name), after.get(name))).collect()
-}
 
 async fn uninstall(node: &Namespace, folders: &Folders, bin: &Path) -> Output {
     let mut command = Command::new(fairlead_tests::dist().join("fairlead"));
@@ -122,12 +56,12 @@ async fn an_uninstall_leaves_the_node_as_it_was() {
         ] {
             sysctl(key, value).unwrap();
         }
-        said("ip", &["route", "add", "198.51.100.0/24", "via", "172.20.0.99"]);
-        said("nft", &["add", "table", "inet", "others"]);
+        said("ip", &["route", "add", "198.51.100.0/24", "via", "172.20.0.99"]).unwrap();
+        said("nft", &["add", "table", "inet", "others"]).unwrap();
     })
     .await
     .unwrap();
-    let before = state(&node, &host).await;
+    let before = state(&node, &[&host, Path::new("/sys/fs/bpf")]).await.unwrap();
 
     let mut agent = Agent::spawn(&node, Source::Manifests(world.path()), &folders, &[]).await.unwrap();
     agent.await_ready(&node).await.unwrap();
@@ -145,7 +79,7 @@ async fn an_uninstall_leaves_the_node_as_it_was() {
     let runtime = Runtime { configurations: folders.cni.clone(), plugins: bin.clone() };
     // The configuration that counts is the first by name: the agent's.
     runtime.add(&node, &attach).await.unwrap();
-    let changed = differences(&before, &state(&node, &host).await);
+    let changed = differences(&before, &state(&node, &[&host, Path::new("/sys/fs/bpf")]).await.unwrap());
     for what in ["links", "routes", "nftables", "/sys/fs/bpf", "ip_forward", "00-fairlead.conflist"] {
         assert!(changed.iter().any(|c| c.contains(what)), "{what} should have changed: {changed:#?}");
     }
@@ -164,7 +98,7 @@ async fn an_uninstall_leaves_the_node_as_it_was() {
     assert_eq!(kinds(&report), ["file", "interface", "pin", "route", "rule"].map(str::to_owned).into());
     // The log of the agent is the test's.
     std::fs::remove_file(&folders.log).unwrap();
-    let left = differences(&before, &state(&node, &host).await);
+    let left = differences(&before, &state(&node, &[&host, Path::new("/sys/fs/bpf")]).await.unwrap());
     assert_eq!(left, Vec::<String>::new());
 
     // Twice is fine.

@@ -4,7 +4,6 @@
 
 mod matrix;
 mod phases;
-mod shop;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fairlead_tests::cluster::{CLIENTS, Cluster};
 use fairlead_tests::probe::{Outcome, connect_as};
-
-use crate::shop;
+use fairlead_tests::shop;
 
 /// How long a connection may take. What is denied costs all of it; a second SYN fits in.
 const LIMIT: Duration = Duration::from_millis(1500);

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use fairlead_tests::cluster::{Cluster, SOON};
 use fairlead_tests::probe::{Connection, Outcome, connect};
+use fairlead_tests::shop::{self, KEPT, NAMESPACE, REVOKED};
 use fairlead_tests::wait::await_until;
 use fairlead_tests::world::{self, Object, PodSpec};
 
 use crate::matrix::{Matrix, Wanted, door_wants, shop_wants};
-use crate::shop::{self, KEPT, NAMESPACE, REVOKED};
 
 /// Time within which an echo must come back, or else the connection is dead: TCP has sent again by then.
 const ECHO: Duration = Duration::from_millis(1500);

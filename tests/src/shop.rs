@@ -1,15 +1,15 @@
 //! The shop: what its twelve workloads call, told independently of its policies.
 
+use crate::world::{self, Object};
 use anyhow::{Context, Result, bail};
-use fairlead_tests::world::{self, Object};
 use serde_json::Value;
 
 /// Namespace of the shop.
-pub(crate) const NAMESPACE: &str = "shop";
+pub const NAMESPACE: &str = "shop";
 /// The workload that the world may reach.
-pub(crate) const DOOR: &str = "frontend";
+pub const DOOR: &str = "frontend";
 /// Who calls whom: exactly what has to be open.
-pub(crate) const CALLS: [(&str, &str); 16] = [
+pub const CALLS: [(&str, &str); 16] = [
     ("loadgenerator", "frontend"),
     ("frontend", "ad"),
     ("frontend", "cart"),
@@ -28,12 +28,15 @@ pub(crate) const CALLS: [(&str, &str); 16] = [
     ("cart", "redis"),
 ];
 /// The call whose permission is taken away.
-pub(crate) const REVOKED: (&str, &str) = ("frontend", "cart");
+pub const REVOKED: (&str, &str) = ("frontend", "cart");
 /// A call that stays allowed, to see that its connection stays open.
-pub(crate) const KEPT: (&str, &str) = ("frontend", "checkout");
+pub const KEPT: (&str, &str) = ("frontend", "checkout");
 
 /// The policies without the egress rule that allows [`REVOKED`].
-pub(crate) fn without_revoked(policies: &[Object]) -> Result<Vec<Object>> {
+///
+/// # Errors
+/// When they are not as this module knows them.
+pub fn without_revoked(policies: &[Object]) -> Result<Vec<Object>> {
     let (client, server) = REVOKED;
     let mut policies = policies.to_vec();
     let policy = policies.iter_mut().find(|p| p["metadata"]["name"] == client);
@@ -48,6 +51,6 @@ pub(crate) fn without_revoked(policies: &[Object]) -> Result<Vec<Object>> {
 }
 
 /// Splits the shop's objects into policies and the rest.
-pub(crate) fn split(objects: Vec<Object>) -> (Vec<Object>, Vec<Object>) {
+pub fn split(objects: Vec<Object>) -> (Vec<Object>, Vec<Object>) {
     objects.into_iter().partition(|o| world::kind(o) == "NetworkPolicy")
 }
