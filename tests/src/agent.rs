@@ -99,6 +99,7 @@ impl Agent {
             // Ctrl-C is for whoever runs the agents, not for them.
             .process_group(0);
         die_with_parent(&mut command);
+        as_in_its_container(&mut command);
         let child = node
             .run(move || command.spawn())
             .await?
@@ -207,6 +208,23 @@ fn ready() -> bool {
         http::get(stream, "/readyz")
     };
     ask().is_ok_and(|(status, _)| status == 200)
+}
+
+/// Numbers of the capabilities that `manifests/fairlead.yaml` gives the agent: NET_ADMIN, PERFMON, BPF.
+const CAPABILITIES: [libc::c_ulong; 3] = [12, 38, 39];
+
+/// Gives a child the capabilities that an agent has on a cluster, and no others: much of what root may do
+/// goes unnoticed otherwise.
+fn as_in_its_container(command: &mut Command) {
+    let drop = || {
+        for capability in (0..64).filter(|c| !CAPABILITIES.contains(c)) {
+            // SAFETY: one system call, without pointers. It says no to numbers that the kernel has not.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(drop) };
 }
 
 /// Makes a child die with the thread that starts it, so that none outlives a killed test.

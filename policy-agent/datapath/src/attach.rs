@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::tc::{TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use fairlead_common::maps::names;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -21,6 +21,10 @@ use crate::{Datapath, Error, sys};
 /// Minor numbers of the clsact qdisc (`TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`).
 const INGRESS: u16 = 0xfff2;
 const EGRESS: u16 = 0xfff3;
+
+/// Hooks of tcx (`BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`).
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
 
 /// The uplink or the overlay device could not be given its programs.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +67,15 @@ impl Datapath {
     /// tcx where the pod is shaped (docs/decisions/0013).
     pub(crate) fn check_trampolines(&self, ifindex: u32) -> Result<(), RegisterError> {
         let [from_pod, to_pod] = self.trampoline_ids()?;
-        let hooks = [
-            (INGRESS, TcAttachType::Ingress, "ingress", from_pod),
-            (EGRESS, TcAttachType::Egress, "egress", to_pod),
-        ];
+        let hooks = [(INGRESS, TCX_INGRESS, "ingress", from_pod), (EGRESS, TCX_EGRESS, "egress", to_pod)];
         for (parent, tcx, hook, wanted) in hooks {
             // What tcx has runs before the filters of clsact.
-            let mut ids = on_tcx(ifindex, tcx);
+            let mut ids = match sys::tcx_programs(ifindex, tcx) {
+                // A kernel without tcx.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
+                other => other,
+            }
+            .map_err(|e| RegisterError::Programs { ifindex, what: format!("{hook}: {e}") })?;
             if ids.is_empty() {
                 ids = attached(ifindex, parent)
                     .map_err(|e| RegisterError::Programs { ifindex, what: format!("{hook}: {e}") })?;
@@ -121,8 +127,15 @@ impl Datapath {
         let pin = self.frozen().join(name);
         let mut program = SchedClassifier::from_pin(&pin)?;
         let id = program.info()?.id();
-        if let Ok((_, there)) = SchedClassifier::query_tcx(interface, attach_type) {
-            if there.iter().any(|p| p.id() == id) {
+        let hook = if attach_type == TcAttachType::Ingress { TCX_INGRESS } else { TCX_EGRESS };
+        let there = match sys::tcx_programs(ifindex, hook) {
+            Ok(there) => Some(there),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => None,
+            // Not to be taken for a kernel without tcx: packets would be judged twice.
+            Err(e) => return Err(UplinkError::Interface(interface.to_owned(), e).into()),
+        };
+        if let Some(there) = there {
+            if there.contains(&id) {
                 return Ok(());
             }
             let link = program
@@ -148,7 +161,9 @@ impl Datapath {
             return Ok(());
         }
         match aya::programs::tc::qdisc_add_clsact(interface) {
-            Ok(()) | Err(aya::programs::tc::TcError::AlreadyAttached) => {}
+            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            // What the kernel says of a qdisc that is there.
+            Err(TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
             Err(e) => return Err(keep(e.to_string()).into()),
         }
         let link = program
@@ -158,13 +173,6 @@ impl Datapath {
         std::mem::forget(link);
         Ok(())
     }
-}
-
-/// Ids of the programs that tcx runs at a hook; none where the kernel has no tcx.
-fn on_tcx(ifindex: u32, hook: TcAttachType) -> Vec<u32> {
-    let Ok(name) = interface_name(ifindex) else { return Vec::new() };
-    let programs = SchedClassifier::query_tcx(&name, hook);
-    programs.map(|(_, programs)| programs.iter().map(|p| p.id()).collect()).unwrap_or_default()
 }
 
 fn interface_name(ifindex: u32) -> io::Result<String> {

@@ -15,6 +15,7 @@ const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
+const PROG_QUERY: u32 = 16;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 
@@ -94,6 +95,33 @@ plain!(
 pub(crate) fn read_plain<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: as many bytes as the type has, any of which are a value of it; read unaligned.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Ids of the programs that tcx runs at a hook of an interface, in their order. Asks for nothing more: what a program
+/// of that id is, the kernel tells `CAP_SYS_ADMIN` alone, which an agent in a container has not.
+///
+/// `hook` is `BPF_TCX_INGRESS` (46) or `BPF_TCX_EGRESS` (47).
+///
+/// # Errors
+/// `EINVAL` where the kernel has no tcx.
+pub(crate) fn tcx_programs(ifindex: u32, hook: u32) -> io::Result<Vec<u32>> {
+    // The kernel runs 64 at most.
+    let mut ids = [0_u32; 64];
+    let mut attr = Attr([0; 128]);
+    // target_ifindex 0, attach_type 4, query_flags 8, attach_flags 12, prog_ids 16, count 24.
+    attr.0[0..4].copy_from_slice(&ifindex.to_ne_bytes());
+    attr.0[4..8].copy_from_slice(&hook.to_ne_bytes());
+    attr.0[16..24].copy_from_slice(&(ids.as_mut_ptr() as u64).to_ne_bytes());
+    attr.0[24..28].copy_from_slice(&(ids.len() as u32).to_ne_bytes());
+    match bpf_attr(PROG_QUERY, &mut attr) {
+        Ok(_) => {}
+        // Nothing was ever attached there.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    }
+    let [a, b, c, d] = [attr.0[24], attr.0[25], attr.0[26], attr.0[27]];
+    let count = u32::from_ne_bytes([a, b, c, d]) as usize;
+    Ok(ids.into_iter().take(count).collect())
 }
 
 /// Raw look-up: `value` must be as long as the kernel's value (times CPUs for per-CPU maps).

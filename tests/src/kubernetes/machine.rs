@@ -128,6 +128,9 @@ impl Machine {
     /// A path of it as others see it.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
+        // A symbolic link to /run, which would lead to this process's own.
+        let run = path.strip_prefix("/var/run").map(|rest| Path::new("/run").join(rest));
+        let path = run.as_deref().unwrap_or(path);
         let root = PathBuf::from(format!("/proc/{}/root", self.init_id));
         root.join(path.strip_prefix("/").unwrap_or(path))
     }
