@@ -144,13 +144,11 @@ impl Index {
 
     /// Of this kind there are these objects at most: the others are gone.
     pub fn only(&mut self, kind: Kind, there: &HashSet<ObjectKey>) -> Vec<Effect> {
-        let names = |(namespace, of_namespace): (&Box<str>, &BTreeMap<Box<str>, Known>)| {
-            let key = |name: &Box<str>| ObjectKey::new(&**namespace, &**name);
-            of_namespace.keys().map(key).collect::<Vec<_>>()
-        };
-        let known = self.known.get(&kind).into_iter().flatten().flat_map(names);
-        let gone: Vec<_> =
-            known.filter(|key| !there.contains(key)).map(|key| ObjectId { kind, key }).collect();
+        let mut gone = Vec::new();
+        for (namespace, of_namespace) in self.known.get(&kind).into_iter().flatten() {
+            let keys = of_namespace.keys().map(|name| ObjectKey::new(&**namespace, &**name));
+            gone.extend(keys.filter(|key| !there.contains(key)).map(|key| ObjectId { kind, key }));
+        }
         gone.iter().filter_map(|id| self.delete(id)).collect()
     }
 
