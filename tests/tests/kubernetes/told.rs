@@ -124,6 +124,6 @@ async fn a_stuck_engine_is_found_by_the_liveness_probe() {
     let stuck = health(&lab).await;
     drop(let_go);
     tracer.join().unwrap();
-    assert_eq!(stuck, 503);
+    assert_eq!(stuck, 500);
     await_until("healthy again", TOLD, async || Ok(health(&lab).await == 200)).await.unwrap();
 }
