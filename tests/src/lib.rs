@@ -22,6 +22,7 @@ pub mod control_plane;
 pub mod datagram;
 pub mod fabric;
 pub mod http;
+pub mod interrupt;
 pub mod kubernetes;
 pub mod namespace;
 pub mod probe;
@@ -35,10 +36,25 @@ pub mod world;
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+
 /// Folder with `fairlead-cni`, `fairlead-agent` and `fairlead`: `FAIRLEAD_DIST`, else `target/dist`.
 pub fn dist() -> PathBuf {
     std::env::var_os("FAIRLEAD_DIST")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist")), PathBuf::from)
+}
+
+/// Raises the number of open files, of which some shells allow 1024, as far as is allowed.
+///
+/// # Errors
+/// When the system refuses.
+pub fn allow_open_files(wanted: u64) -> anyhow::Result<()> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < wanted {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).context("cannot allow more open files")?;
+    }
+    Ok(())
 }
 
 /// Whether tests that need root can run. Without root they are left out on a developer's machine, and

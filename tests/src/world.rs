@@ -163,7 +163,14 @@ impl World {
     /// When it cannot be written.
     pub fn write(&self, file: &str, objects: &[Object]) -> Result<()> {
         let documents = objects.iter().map(serde_yaml_ng::to_string).collect::<Result<Vec<_>, _>>()?;
-        let text = documents.join("---\n");
+        self.write_text(file, &documents.join("---\n"))
+    }
+
+    /// Writes a file, whole.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_text(&self, file: &str, text: &str) -> Result<()> {
         // Hidden names are not read, so nobody sees half a file.
         let beside = self.folder.join(format!(".{file}"));
         std::fs::write(&beside, text).with_context(|| format!("cannot write {}", beside.display()))?;
@@ -184,6 +191,21 @@ impl World {
     /// When it is not there.
     pub fn remove(&self, file: &str) -> Result<()> {
         std::fs::remove_file(self.folder.join(file)).with_context(|| format!("cannot remove {file}"))
+    }
+
+    /// Removes the files whose names start like this.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or a file not be removed.
+    pub fn remove_all(&self, start: &str) -> Result<()> {
+        let told = || format!("cannot empty {}", self.folder.display());
+        for entry in std::fs::read_dir(&self.folder).with_context(told)? {
+            let entry = entry.with_context(told)?;
+            if entry.file_name().as_encoded_bytes().starts_with(start.as_bytes()) {
+                std::fs::remove_file(entry.path()).with_context(told)?;
+            }
+        }
+        Ok(())
     }
 
     fn file(object: &Object) -> String {

@@ -8,6 +8,7 @@ mod bpf_toolchain;
 mod build;
 mod cluster;
 mod conformance;
+mod costs;
 mod demo;
 mod doctor;
 mod image;
@@ -50,6 +51,8 @@ enum Command {
     Test(test::Options),
     /// Two nodes, a real application, its policies: wired, enforced and measured.
     Demo(demo::Options),
+    /// Count instructions of programs and policy compiler, and compare with what was recorded.
+    Costs(costs::Options),
     /// Measure beside others, and write docs/performance.md and target/bench/results.json.
     Bench(bench::Options),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Conformance(options) => conformance::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Costs(options) => done(costs::run(&options)),
         Command::Bench(options) => bench::run(&options),
     };
     result.unwrap_or_else(|error| {

@@ -11,7 +11,7 @@ use crate::process::{self, Privilege, output};
 use crate::workspace;
 
 /// Debian's packages that only tests and benchmarks need.
-const TEST_PACKAGES: [&str; 13] = [
+const TEST_PACKAGES: [&str; 14] = [
     // tc, which a test asks what is attached.
     "iproute2",
     // The rules of kube-proxy, and what Fairlead is measured beside.
@@ -28,6 +28,8 @@ const TEST_PACKAGES: [&str; 13] = [
     "curl",
     "hostname",
     "netcat-openbsd",
+    // Instructions, counted.
+    "valgrind",
     // Load.
     "iperf3",
     "sockperf",

@@ -40,11 +40,7 @@ struct Crowd {
     gone: Vec<f64>,
 }
 
-pub(crate) fn run(settings: &Settings) -> Result<Report> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measure(settings))
-}
-
-async fn measure(settings: &Settings) -> Result<Report> {
+pub(crate) async fn run(settings: &Settings) -> Result<Report> {
     let rounds = settings.rounds.unwrap_or(if settings.full { 200 } else { 50 }) as usize;
     let crowds = if settings.full { 10 } else { 5 };
     let mut lab = Lab::start(DELS).await?;
@@ -232,6 +228,6 @@ fn report(
             });
         }
     }
-    report.plots.push(("cni.svg".to_owned(), plot::bars("CNI: one pod, shorter is better", "ms", &bars)));
+    report.plots.push(("cni.svg".to_owned(), plot::bars("CNI: one pod, shorter is better", "ms", bars)));
     Ok(report)
 }

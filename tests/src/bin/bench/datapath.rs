@@ -5,24 +5,43 @@ mod load;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::Settings;
-use crate::plot::{self, Bar};
+use crate::plot::{self, Bar, Group, Limit};
 use crate::report::{Figure, Report, table};
 use crate::stats::{Samples, ratio_told, ratios};
 use ground::Ground;
 use load::{Kind, measure};
 
-/// What is measured: its stable name, what it is, how, and over how many connections.
-const LOADS: [(&str, &str, Kind, usize); 7] = [
-    ("tcp_rr", "TCP_RR", Kind::TcpRr, 1),
-    ("crr", "CRR", Kind::Crr, 1),
-    ("udp_rr", "UDP_RR", Kind::UdpRr, 1),
-    ("udp", "UDP packets/s", Kind::UdpRate, 1),
-    ("stream", "stream, bytes/s", Kind::Stream, 1),
-    ("tcp_rr_64", "TCP_RR, 64 connections", Kind::TcpRr, 64),
-    ("crr_64", "CRR, 64 connections", Kind::Crr, 64),
+/// A load: what is measured, how, and over how many connections.
+struct Load {
+    /// Stable.
+    name: &'static str,
+    /// For people.
+    what: &'static str,
+    kind: Kind,
+    connections: usize,
+    /// Whether the short run measures it too.
+    quick: bool,
+}
+
+const fn load(name: &'static str, what: &'static str, kind: Kind, connections: usize, quick: bool) -> Load {
+    Load { name, what, kind, connections, quick }
+}
+
+const LOADS: [Load; 11] = [
+    load("tcp_rr", "TCP_RR", Kind::TcpRr, 1, true),
+    load("crr", "CRR", Kind::Crr, 1, true),
+    load("udp_rr", "UDP_RR", Kind::UdpRr, 1, true),
+    load("udp", "UDP packets/s", Kind::UdpRate(1), 1, true),
+    load("udp_cold", "the same, 1,000 flows in turn", Kind::UdpRate(1000), 1, true),
+    load("stream", "stream, bytes/s", Kind::Stream, 1, true),
+    load("tcp_rr_64", "TCP_RR, 64 connections", Kind::TcpRr, 64, true),
+    load("crr_64", "CRR, 64 clients", Kind::Crr, 64, true),
+    load("udp_rr_64", "UDP_RR, 64 clients", Kind::UdpRr, 64, false),
+    load("udp_64", "UDP packets/s, 64 senders", Kind::UdpRate(1), 64, false),
+    load("stream_64", "stream, 64 connections, bytes/s", Kind::Stream, 64, false),
 ];
 /// Places of the ways in what [`grounds`] makes.
 const DIRECT: usize = 0;
@@ -30,6 +49,16 @@ const PLAIN: usize = 1;
 const ONE: usize = 2;
 const MANY: usize = 3;
 const STACK: usize = 4;
+const IPSET: usize = 5;
+const NFTABLES: usize = 6;
+
+/// Loads whose processor time is told.
+const WITH_CPU: [(&str, &str); 3] =
+    [("tcp_rr", "a TCP_RR transaction"), ("crr", "a CRR transaction"), ("udp", "a UDP packet")];
+/// Loads that are in the picture.
+const PICTURED: [&str; 4] = ["tcp_rr", "crr", "udp_rr", "udp"];
+/// Policies in force where there are many.
+const MANY_POLICIES: usize = 10_000;
 
 /// Rates and processor times, round by round.
 #[derive(Clone, Default)]
@@ -38,18 +67,13 @@ struct Rates {
     cpu: Vec<f64>,
 }
 
-pub(crate) fn run(settings: &Settings) -> Result<Report> {
-    ensure!(settings.nodes == 1, "between two nodes nothing is measured yet");
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measured(settings))
-}
-
 async fn grounds(settings: &Settings) -> Result<Vec<Ground>> {
     let mut grounds = vec![
         Ground::direct().await?,
         Ground::plain().await?,
         Ground::fairlead(1, true).await?,
-        Ground::fairlead(10_000, true).await?,
-        Ground::fairlead(100, false).await?,
+        Ground::fairlead(MANY_POLICIES, true).await?,
+        Ground::fairlead(MANY_POLICIES, false).await?,
         Ground::ipset(100).await?,
         Ground::nftables(100).await?,
     ];
@@ -61,28 +85,32 @@ async fn grounds(settings: &Settings) -> Result<Vec<Ground>> {
     Ok(grounds)
 }
 
-async fn measured(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 30 } else { 7 }) as usize;
-    let time = Duration::from_millis(if settings.full { 1000 } else { 200 });
+pub(crate) async fn run(settings: &Settings) -> Result<Report> {
+    ensure!(settings.nodes == 1, "between two nodes nothing is measured yet");
+    // Many short rounds: what comes and goes on the machine then meets all ways alike.
+    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 40 }) as usize;
+    let time = Duration::from_millis(if settings.full { 100 } else { 40 });
+    let loads: Vec<&Load> = LOADS.iter().filter(|l| l.quick || settings.full).collect();
     let grounds = grounds(settings).await?;
-    let mut rates = vec![vec![Rates::default(); LOADS.len()]; grounds.len()];
+    let mut rates = vec![vec![Rates::default(); loads.len()]; grounds.len()];
     for round in 0..rounds {
-        for (i, (_, _, kind, connections)) in LOADS.into_iter().enumerate() {
+        for (i, load) in loads.iter().enumerate() {
             for turn in 0..grounds.len() {
                 let who = (round + turn) % grounds.len();
                 let ground = &grounds[who];
-                let rate =
-                    measure(kind, connections, time, ground.client()?, ground.address(), &ground.server)
-                        .await?;
+                let (client, to) = (ground.client()?, ground.address());
+                let rate = measure(load.kind, load.connections, time, client, to, &ground.server)
+                    .await
+                    .with_context(|| format!("{}, {}", ground.name, load.what))?;
                 rates[who][i].rate.push(rate.per_second);
                 rates[who][i].cpu.push(rate.cpu_us);
             }
         }
     }
-    report(&grounds, &rates)
+    report(&grounds, &loads, &rates)
 }
 
-fn report(grounds: &[Ground], rates: &[Vec<Rates>]) -> Result<Report> {
+fn report(grounds: &[Ground], loads: &[&Load], rates: &[Vec<Rates>]) -> Result<Report> {
     let mut report = Report::default();
     let targets = [
         ("tcp_rr", DIRECT, 0.95),
@@ -93,7 +121,8 @@ fn report(grounds: &[Ground], rates: &[Vec<Rates>]) -> Result<Report> {
         ("udp", PLAIN, 1.10),
         ("crr", PLAIN, 1.0),
     ];
-    for (i, (name, _, _, _)) in LOADS.into_iter().enumerate() {
+    for (i, load) in loads.iter().enumerate() {
+        let name = load.name;
         // Fairlead as it is judged: all policies in force.
         let ours = &rates[MANY][i].rate;
         for (beside, word) in [(DIRECT, "direct"), (PLAIN, "plain")] {
@@ -108,79 +137,84 @@ fn report(grounds: &[Ground], rates: &[Vec<Rates>]) -> Result<Report> {
                 grounds[beside].name,
                 Samples::new(theirs.clone())?.median()
             ));
-            let target = targets.iter().find(|(load, place, _)| *load == name && *place == beside);
+            let target = targets.iter().find(|(of, place, _)| *of == name && *place == beside);
             report.figures.push(match target {
                 Some((_, _, target)) => figure.at_least(*target),
                 None => figure,
             });
         }
         // Time a transaction: what a thousand times the policies cost.
-        report.figures.push(
-            Figure::new(
-                format!("datapath.same_node.{name}.10000_policies_vs_1"),
-                ratios(&rates[ONE][i].rate, ours)?.median(),
-                "ratio",
-            )
-            .beside(grounds[ONE].name.clone())
-            .at_most(1.05),
-        );
+        let flat = Figure::new(
+            format!("datapath.same_node.{name}.10000_policies_vs_1"),
+            ratios(&rates[ONE][i].rate, ours)?.median(),
+            "ratio",
+        )
+        .beside(grounds[ONE].name.clone());
+        // Many connections run wherever there is room, so that what is measured is the scheduler too.
+        report.figures.push(if load.connections == 1 { flat.at_most(1.05) } else { flat });
     }
+    report.text = text(grounds, loads, rates)?;
+    report.plots.push(("datapath.svg".to_owned(), picture(grounds, loads, rates)?));
+    Ok(report)
+}
+
+fn text(grounds: &[Ground], loads: &[&Load], rates: &[Vec<Rates>]) -> Result<String> {
     let mut head = vec!["of direct veth"];
-    head.extend(LOADS.map(|(_, what, _, _)| what));
+    head.extend(grounds.iter().map(|g| g.name.as_str()));
     let mut rows = Vec::new();
-    for (who, ground) in grounds.iter().enumerate() {
-        let mut row = vec![ground.name.clone()];
-        for (own, direct) in rates[who].iter().zip(&rates[DIRECT]) {
+    for (i, load) in loads.iter().enumerate() {
+        let mut row = vec![load.what.to_owned()];
+        for (who, own) in rates.iter().enumerate() {
             row.push(if who == DIRECT {
-                format!("{:.0}/s", Samples::new(own.rate.clone())?.median())
+                format!("{:.0}/s", Samples::new(own[i].rate.clone())?.median())
             } else {
-                ratio_told(&ratios(&own.rate, &direct.rate)?)
+                ratio_told(&ratios(&own[i].rate, &rates[DIRECT][i].rate)?)
             });
         }
         rows.push(row);
     }
+    let mut cpu_head = vec!["µs"];
+    cpu_head.extend(&head[1..]);
     let mut cpu = Vec::new();
-    for (who, ground) in grounds.iter().enumerate() {
-        let mut row = vec![ground.name.clone()];
-        for (i, (_, _, kind, _)) in LOADS.into_iter().enumerate() {
-            if matches!(kind, Kind::UdpRate | Kind::Crr | Kind::TcpRr) && LOADS[i].3 == 1 {
-                row.push(Samples::new(rates[who][i].cpu.clone())?.told(2));
-            }
+    for (i, load) in loads.iter().enumerate() {
+        let Some((_, of)) = WITH_CPU.iter().find(|(name, _)| *name == load.name) else { continue };
+        let mut row = vec![(*of).to_owned()];
+        for own in rates {
+            let samples = Samples::new(own[i].cpu.clone())?;
+            row.push(format!(
+                "{:.2} ({:.2}–{:.2})",
+                samples.median(),
+                samples.quantile(0.25),
+                samples.quantile(0.75)
+            ));
         }
         cpu.push(row);
     }
-    report.text = format!(
-        "Two pods on one node, IPv4, {} rounds, every way in turn for each load. Of {} policies in force {} select\n\
-         the measured pods. The two ends of a single conversation share one core, so what is compared is the work\n\
-         for each packet and not the scheduler's choice; one-way traffic is sent from one core and received on\n\
-         another; 64 connections run wherever there is room.\n\n{}\n\
-         Processor time of the sending thread, which on a veth does most of the receiver's work too:\n\n{}\n\
-         ![Same node, TCP_RR](img/datapath.svg)\n\n![Same node, UDP](img/datapath-udp.svg)\n",
+    Ok(format!(
+        "Two pods on one node, IPv4, with what Fairlead ships as defaults; {} rounds, in each of which every way has\n         its turn at every load. Of {MANY_POLICIES} policies in force {} select the measured pods. iptables and nftables hold only\n         the policies that select the pods, as kube-router does, and the rules of these two pods alone, where a node has\n         a hundred. The two ends of a single conversation share one core, so what is compared is the work for each\n         packet and not the scheduler's choice; one-way traffic is sent from one core and received on another; 64\n         connections run wherever there is room. A thousand flows in turn find what is known of each out of the first\n         caches. The threads that measure have the highest priority.\n\n         ![Two pods of a node](img/datapath.svg)\n\n{}\n         Processor time of the sending thread, which on a veth does most of the receiver's work too:\n\n{}",
         rates[0][0].rate.len(),
-        10_000,
         ground::SELECTING,
         table(&head, &rows),
-        table(&["µs", "a TCP_RR transaction", "a CRR transaction", "a UDP packet"], &cpu)
-    );
-    for (file, load, title) in [
-        ("datapath.svg", 0, "TCP_RR between two pods of a node, of a direct veth; longer is better"),
-        (
-            "datapath-udp.svg",
-            3,
-            "UDP packets/s between two pods of a node, of a direct veth; longer is better",
-        ),
-    ] {
+        table(&cpu_head, &cpu)
+    ))
+}
+
+/// What matters most, beside the others.
+fn picture(grounds: &[Ground], loads: &[&Load], rates: &[Vec<Rates>]) -> Result<String> {
+    let mut groups = Vec::new();
+    for (i, load) in loads.iter().enumerate().filter(|(_, l)| PICTURED.contains(&l.name)) {
         let mut bars = Vec::new();
-        for (who, ground) in grounds.iter().enumerate() {
-            let samples = ratios(&rates[who][load].rate, &rates[DIRECT][load].rate)?;
+        for who in [MANY, STACK, PLAIN, IPSET, NFTABLES] {
+            let samples = ratios(&rates[who][i].rate, &rates[DIRECT][i].rate)?;
             bars.push(Bar {
-                label: ground.name.clone(),
+                label: grounds[who].name.clone(),
                 value: samples.median(),
                 spread: (samples.quantile(0.25), samples.quantile(0.75)),
-                ours: matches!(who, ONE | MANY | STACK) || who > 6 && ground.name.starts_with("Fairlead"),
+                ours: matches!(who, MANY | STACK),
             });
         }
-        report.plots.push((file.to_owned(), plot::bars(title, "", &bars)));
+        groups.push(Group { heading: load.what.to_owned(), bars });
     }
-    Ok(report)
+    let limit = Limit { value: 1.0, label: "one veth pair, nothing between: the limit" };
+    Ok(plot::groups("Two pods on one node: longer is better", "", Some(&limit), &groups))
 }

@@ -8,16 +8,22 @@ mod compile;
 mod datapath;
 mod document;
 mod machine;
+mod memory;
 mod plot;
+mod population;
 mod report;
+mod start;
 mod stats;
+mod update;
 mod verdict;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use fairlead_tests::interrupt::unless_interrupted;
 
 use crate::document::Document;
 use crate::report::Report;
@@ -44,6 +50,9 @@ pub(crate) struct Settings {
     compile_scale: Option<f64>,
 }
 
+/// A section's measuring.
+type Measuring<'s> = Pin<Box<dyn Future<Output = Result<Report>> + 's>>;
+
 /// A part of the benchmarks.
 struct Section {
     /// Its name, and the first word of its figures' names.
@@ -51,15 +60,25 @@ struct Section {
     /// Its title in the document.
     title: &'static str,
     /// Measures.
-    run: fn(&Settings) -> Result<Report>,
+    run: fn(&Settings) -> Measuring<'_>,
 }
 
+/// Open files that all sections can do with.
+const OPEN_FILES: u64 = 16_384;
+
 /// All sections, in the document's order.
-const SECTIONS: [Section; 4] = [
-    Section { name: "datapath", title: "Between two pods", run: datapath::run },
-    Section { name: "verdict", title: "What a verdict costs", run: verdict::run },
-    Section { name: "compile", title: "What compiling policy costs", run: compile::run },
-    Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: cni::run },
+const SECTIONS: [Section; 7] = [
+    Section { name: "datapath", title: "Between two pods", run: |s| Box::pin(datapath::run(s)) },
+    Section { name: "verdict", title: "What a verdict costs", run: |s| Box::pin(verdict::run(s)) },
+    Section {
+        name: "compile",
+        title: "What compiling policy costs",
+        run: |s| Box::pin(async move { compile::run(s) }),
+    },
+    Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: |s| Box::pin(cni::run(s)) },
+    Section { name: "update", title: "From a change to the first packet", run: |s| Box::pin(update::run(s)) },
+    Section { name: "start", title: "Starting", run: |s| Box::pin(start::run(s)) },
+    Section { name: "memory", title: "Memory", run: |s| Box::pin(memory::run(s)) },
 ];
 
 fn main() -> ExitCode {
@@ -85,11 +104,16 @@ fn measure(settings: &Settings) -> Result<bool> {
         bail!("no section {stray:?}; there are: {}", known.join(", "));
     }
     let asked = |s: &&Section| settings.sections.is_empty() || settings.sections.iter().any(|n| n == s.name);
+    fairlead_tests::allow_open_files(OPEN_FILES)?;
+    // One thread: what it makes lives in the namespaces' own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut document = Document::open(&settings.root)?;
     let mut met = true;
     for section in SECTIONS.iter().filter(asked) {
         println!("bench: {}", section.name);
-        let report = (section.run)(settings).with_context(|| section.name.to_owned())?;
+        let report = runtime
+            .block_on(unless_interrupted((section.run)(settings)))
+            .with_context(|| section.name.to_owned())?;
         for figure in &report.figures {
             println!("  {figure}");
         }

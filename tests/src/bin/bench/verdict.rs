@@ -34,12 +34,15 @@ const PASS: i32 = -1;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
-pub(crate) fn run(settings: &Settings) -> Result<Report> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 20 });
-        let node = Namespace::new_node("node").await?;
-        node.run(move || measure(rounds)).await?
-    })
+pub(crate) async fn run(settings: &Settings) -> Result<Report> {
+    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 20 });
+    let node = Namespace::new_node("node").await?;
+    let mut lab = node.run(Lab::new).await??;
+    for _ in 0..rounds {
+        // One at a time, so that an interruption need not wait for all.
+        lab = node.run(move || lab.round().map(|()| lab)).await??;
+    }
+    report(&lab.cases)
 }
 
 /// A program run on a packet, and what it must answer.
@@ -195,104 +198,134 @@ fn datapath(folder: &str, peers: u32, cidrs: u32) -> Result<Datapath> {
     Ok(datapath)
 }
 
-fn measure(rounds: u32) -> Result<Report> {
-    for number in 1..=2_u8 {
-        let index = pod(number).ifindex.to_string();
-        let status = Command::new("ip")
-            .args(["link", "add", &format!("h{number}"), "index", &index, "type", "veth"])
-            .status()
-            .context("cannot run ip")?;
-        ensure!(status.success(), "cannot make a veth");
-    }
-    let empty = empty()?;
-    let main = datapath("main", PEERS[0], CIDRS[0])?;
-    let mut sized = Vec::new();
-    for (peers, cidrs) in PEERS.into_iter().zip(CIDRS) {
-        sized.push((
-            peers,
-            cidrs,
-            datapath(&format!("p{peers}"), peers, CIDRS[0])?,
-            datapath(&format!("c{cidrs}"), PEERS[0], cidrs)?,
-        ));
-    }
-    let mut cases: Vec<Case> = Vec::new();
-    let (isolated, open) = (pod(1), pod(2));
-    for ipv6 in [false, true] {
-        let family = if ipv6 { "ipv6" } else { "ipv4" };
-        let from_pod = || main.program("from_pod");
-        let case = |name: &str, what: &str, program: OwnedFd, packet: Vec<u8>, target| Case {
-            name: format!("{name}.{family}"),
-            // Cases without words are only what others are measured over.
-            what: if what.is_empty() {
-                String::new()
-            } else {
-                format!("{what}, {}", if ipv6 { "IPv6" } else { "IPv4" })
-            },
-            program,
-            packet,
-            result: PASS,
-            target,
-            over: None,
-            values: Vec::new(),
-        };
-        // A flow to the outside, answered.
-        let to = peer(ipv6, 113);
-        let send = |packet: &[u8], pod: &Identity| {
-            test_run(main.program("from_pod")?.as_fd(), packet, pod.ifindex, 0, 0, 1)
-                .map_err(anyhow::Error::from)
-        };
-        send(&tcp(&isolated, true, to, (1000, PORT), SYN), &isolated)?;
-        let mark = SLOT_SETTLED << DEFAULT_MARK_MASK.trailing_zeros();
-        let answer = tcp(&isolated, false, to, (PORT, 1000), SYN | ACK);
-        test_run(main.program("to_pod")?.as_fd(), &answer, isolated.ifindex, mark, 0, 1)?;
-        let known = tcp(&isolated, true, to, (1000, PORT), ACK);
-        cases.push(case("known_flow", "a known flow to the outside", from_pod()?, known.clone(), Some(45.0)));
-        let direct = cases.len() - 1;
-        let mut through = case("trampoline", "the trampoline's share of it", trampoline(&main)?, known, None);
-        through.over = Some(direct);
-        cases.push(through);
-        // A bare SYN is judged anew each time; not isolated, it meets no tables.
-        for (size, datapath, within, name, what, target) in sized.iter().flat_map(|(peers, cidrs, p, c)| {
-            [(peers, p, 113, "pod_peer", "exact peers", 60.0), (cidrs, c, 114, "cidr_peer", "regions", 140.0)]
-        }) {
-            let without = tcp(&open, true, peer(ipv6, within), (2000, PORT), SYN);
-            let with = tcp(&isolated, true, peer(ipv6, within), (2000, PORT), SYN);
-            cases.push(case(
-                &format!("judged_open.{name}.{size}"),
-                "",
-                datapath.program("from_pod")?,
-                without,
-                None,
-            ));
-            let mut tables = case(
-                &format!("tables.{name}.{size}"),
-                &format!("the tables alone, {size} {what}"),
-                datapath.program("from_pod")?,
-                with,
-                Some(target),
-            );
-            tables.over = Some(cases.len() - 1);
-            cases.push(tables);
+/// What is measured, in a node's namespaces.
+struct Lab {
+    empty: OwnedFd,
+    cases: Vec<Case>,
+    /// Source port of the last new flow.
+    port: u16,
+    /// They keep what the cases run in force.
+    _datapaths: Vec<Datapath>,
+}
+
+impl Lab {
+    fn new() -> Result<Self> {
+        for number in 1..=2_u8 {
+            let index = pod(number).ifindex.to_string();
+            let status = Command::new("ip")
+                .args(["link", "add", &format!("h{number}"), "index", &index, "type", "veth"])
+                .status()
+                .context("cannot run ip")?;
+            ensure!(status.success(), "cannot make a veth");
         }
-        let mut fresh =
-            case("new_flow", "a new flow, judged and recorded", from_pod()?, Vec::new(), Some(450.0));
-        fresh.packet = tcp(&isolated, true, to, (0, PORT), SYN);
-        cases.push(fresh);
+        let empty = empty()?;
+        let main = datapath("main", PEERS[0], CIDRS[0])?;
+        let mut sized = Vec::new();
+        for (peers, cidrs) in PEERS.into_iter().zip(CIDRS) {
+            sized.push((
+                peers,
+                cidrs,
+                datapath(&format!("p{peers}"), peers, CIDRS[0])?,
+                datapath(&format!("c{cidrs}"), PEERS[0], cidrs)?,
+            ));
+        }
+        let mut cases: Vec<Case> = Vec::new();
+        let (isolated, open) = (pod(1), pod(2));
+        for ipv6 in [false, true] {
+            let family = if ipv6 { "ipv6" } else { "ipv4" };
+            let from_pod = || main.program("from_pod");
+            let case = |name: &str, what: &str, program: OwnedFd, packet: Vec<u8>, target| Case {
+                name: format!("{name}.{family}"),
+                // Cases without words are only what others are measured over.
+                what: if what.is_empty() {
+                    String::new()
+                } else {
+                    format!("{what}, {}", if ipv6 { "IPv6" } else { "IPv4" })
+                },
+                program,
+                packet,
+                result: PASS,
+                target,
+                over: None,
+                values: Vec::new(),
+            };
+            // A flow to the outside, answered.
+            let to = peer(ipv6, 113);
+            let send = |packet: &[u8], pod: &Identity| {
+                test_run(main.program("from_pod")?.as_fd(), packet, pod.ifindex, 0, 0, 1)
+                    .map_err(anyhow::Error::from)
+            };
+            send(&tcp(&isolated, true, to, (1000, PORT), SYN), &isolated)?;
+            let mark = SLOT_SETTLED << DEFAULT_MARK_MASK.trailing_zeros();
+            let answer = tcp(&isolated, false, to, (PORT, 1000), SYN | ACK);
+            test_run(main.program("to_pod")?.as_fd(), &answer, isolated.ifindex, mark, 0, 1)?;
+            let known = tcp(&isolated, true, to, (1000, PORT), ACK);
+            cases.push(case(
+                "known_flow",
+                "a known flow to the outside",
+                from_pod()?,
+                known.clone(),
+                Some(45.0),
+            ));
+            let direct = cases.len() - 1;
+            let mut through =
+                case("trampoline", "the trampoline's share of it", trampoline(&main)?, known, None);
+            through.over = Some(direct);
+            cases.push(through);
+            // A bare SYN is judged anew each time; not isolated, it meets no tables.
+            for (size, datapath, within, name, what, target) in
+                sized.iter().flat_map(|(peers, cidrs, p, c)| {
+                    [
+                        (peers, p, 113, "pod_peer", "exact peers", 60.0),
+                        (cidrs, c, 114, "cidr_peer", "regions", 140.0),
+                    ]
+                })
+            {
+                let without = tcp(&open, true, peer(ipv6, within), (2000, PORT), SYN);
+                let with = tcp(&isolated, true, peer(ipv6, within), (2000, PORT), SYN);
+                cases.push(case(
+                    &format!("judged_open.{name}.{size}"),
+                    "",
+                    datapath.program("from_pod")?,
+                    without,
+                    None,
+                ));
+                let mut tables = case(
+                    &format!("tables.{name}.{size}"),
+                    &format!("the tables alone, {size} {what}"),
+                    datapath.program("from_pod")?,
+                    with,
+                    Some(target),
+                );
+                tables.over = Some(cases.len() - 1);
+                cases.push(tables);
+            }
+            let mut fresh =
+                case("new_flow", "a new flow, judged and recorded", from_pod()?, Vec::new(), Some(450.0));
+            fresh.packet = tcp(&isolated, true, to, (0, PORT), SYN);
+            cases.push(fresh);
+        }
+        let mut datapaths = vec![main];
+        datapaths.extend(sized.into_iter().flat_map(|(_, _, peers, cidrs)| [peers, cidrs]));
+        Ok(Self { empty, cases, port: 1024, _datapaths: datapaths })
     }
-    let interface = |case: &Case| {
-        let source = &case.packet[6..12];
-        [1, 2].map(pod).into_iter().find(|p| p.pod_mac == source).map_or(0, |p| p.ifindex)
-    };
-    let mut port = 1024_u16;
-    for _ in 0..rounds {
+
+    /// Measures each case once.
+    fn round(&mut self) -> Result<()> {
+        let isolated = pod(1);
+        let Self { empty, cases, port, .. } = self;
+        let interface = |case: &Case| {
+            let source = &case.packet[6..12];
+            [1, 2].map(pod).into_iter().find(|p| p.pod_mac == source).map_or(0, |p| p.ifindex)
+        };
         let nothing = test_run(empty.as_fd(), &cases[0].packet, isolated.ifindex, 0, 0, REPEAT)?.nanoseconds;
         let mut before = Vec::new();
-        for case in &mut cases {
+        for case in cases {
             let ifindex = interface(case);
             let value = if case.name.starts_with("new_flow") {
                 let (mut with, mut without) = (Vec::new(), Vec::new());
                 for _ in 0..NEW {
-                    port = if port == u16::MAX { 1024 } else { port + 1 };
+                    *port = if *port == u16::MAX { 1024 } else { *port + 1 };
                     let at = case.packet.len() - 20;
                     case.packet[at..at + 2].copy_from_slice(&port.to_be_bytes());
                     let run = test_run(case.program.as_fd(), &case.packet, ifindex, 0, 0, 1)?;
@@ -311,8 +344,8 @@ fn measure(rounds: u32) -> Result<Report> {
             before.push(value + if case.over.is_none() { f64::from(nothing) } else { 0.0 });
             case.values.push(value);
         }
+        Ok(())
     }
-    report(&cases)
 }
 
 fn report(cases: &[Case]) -> Result<Report> {

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use fairlead_tests::interrupt::{interrupted, unless_interrupted};
 use fairlead_tests::world;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::phases::Demo;
 
@@ -40,18 +40,15 @@ async fn main() -> ExitCode {
 }
 
 async fn demonstrate(arguments: &Arguments) -> Result<()> {
-    allow_many_files()?;
+    // The matrix is measured by many connections at a time.
+    fairlead_tests::allow_open_files(4096)?;
     let objects = world::read(&arguments.manifests.join("online-boutique"))?;
     let phases = async {
         let mut demo = Demo::start(objects, std::io::stdout().is_terminal()).await?;
         demo.run().await?;
         anyhow::Ok(demo)
     };
-    let mut demo = tokio::select! {
-        demo = phases => demo?,
-        // What was made is dropped with the future that made it.
-        signal = interrupted() => return signal.and_then(|()| anyhow::bail!("interrupted")),
-    };
+    let mut demo = unless_interrupted(phases).await?;
     if arguments.keep {
         demo.guide().await?;
         interrupted().await?;
@@ -59,25 +56,5 @@ async fn demonstrate(arguments: &Arguments) -> Result<()> {
     demo.result()?;
     demo.cluster.stop().await.context("taking everything down")?;
     println!("All of it is taken down.");
-    Ok(())
-}
-
-/// Waits for Ctrl-C or SIGTERM.
-async fn interrupted() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => Ok(result?),
-        _ = terminate.recv() => Ok(()),
-    }
-}
-
-/// Some shells allow 1024 open files; the matrix is measured by more connections at a time.
-fn allow_many_files() -> Result<()> {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    const WANTED: u64 = 4096;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if soft < WANTED {
-        setrlimit(Resource::RLIMIT_NOFILE, WANTED.min(hard), hard).context("cannot allow more open files")?;
-    }
     Ok(())
 }

@@ -11,10 +11,10 @@ use fairlead_tests::world;
 use serde_json::{Value, json};
 
 use super::load::{PORTS, Server};
+use crate::population::{NODE, await_policies};
 
 /// Policies that select the measured pods, where there are as many.
 pub(crate) const SELECTING: usize = 100;
-const NODE: &str = "node-a";
 const NAMESPACE: &str = "bench";
 /// Objects to a file of manifests, which may have 4 MiB.
 const TO_A_FILE: usize = 2000;
@@ -92,7 +92,7 @@ impl Ground {
 
     /// No policy.
     pub(crate) async fn plain() -> Result<Self> {
-        let (ground, node) = Self::routed("plain routing, no policy").await?;
+        let (ground, node) = Self::routed("plain routing").await?;
         Ok(ground.with_node(node))
     }
 
@@ -194,6 +194,7 @@ impl Ground {
             cluster.apply(&pod)?;
             cluster.wire(NAMESPACE, name).await?;
         }
+        await_policies(&cluster, policies).await?;
         cluster.await_isolation(|_| (true, true)).await?;
         let pod = cluster.pod("server")?;
         let (server, address) = (Server::start(&pod.namespace).await?, pod.address(false)?);

@@ -5,8 +5,8 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,25 +14,31 @@ use fairlead_tests::namespace::Namespace;
 use nix::time::{ClockId, clock_gettime};
 
 /// Ports of the servers.
-pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 7000..=7006;
+pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 7000..=7007;
 const ECHO: u16 = 7000;
 const CONNECT: u16 = 7001;
 const UDP_ECHO: u16 = 7002;
 const UDP_SINK: u16 = 7003;
 const STREAM: u16 = 7004;
-/// As [`ECHO`] and [`CONNECT`], for many connections.
+/// As [`ECHO`], [`CONNECT`] and [`UDP_ECHO`], for many connections.
 const ECHO_MANY: u16 = 7005;
 const CONNECT_MANY: u16 = 7006;
+const UDP_ECHO_MANY: u16 = 7007;
 /// Where both ends of a conversation run, which makes the scheduler no part of what is measured.
 const HERE: usize = 0;
 /// Where one receives what is sent from [`HERE`].
 const THERE: usize = 1;
-/// Threads that serve connections which last one request.
-const ACCEPTORS: usize = 4;
-/// Payload of the UDP sender, in bytes.
+/// Threads that serve what many clients ask for in turn.
+const SERVERS: usize = 4;
+/// Payload of the UDP sender, in bytes; the first asks for an answer, or does not.
 const PAYLOAD: usize = 64;
+const ANSWER: u8 = 1;
+/// Sent between two looks at the clock.
+const BURST: usize = 32;
 /// Time after which a lost answer fails the measurement.
 const LOST: Duration = Duration::from_secs(5);
+/// What else runs on the machine shall not get between.
+const NICE: i32 = -20;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +49,8 @@ pub(crate) enum Kind {
     Crr,
     /// One datagram there and one back.
     UdpRr,
-    /// Datagrams as fast as they go, one way.
-    UdpRate,
+    /// Datagrams as fast as they go, one way, over this many flows in turn.
+    UdpRate(usize),
     /// Bytes as fast as they go, one way.
     Stream,
 }
@@ -54,7 +60,7 @@ pub(crate) enum Kind {
 pub(crate) struct Rate {
     /// Transactions, packets or bytes a second.
     pub(crate) per_second: f64,
-    /// The sending thread's processor time for each, in microseconds.
+    /// The sending threads' processor time for each, in microseconds.
     pub(crate) cpu_us: f64,
 }
 
@@ -77,61 +83,74 @@ fn any(port: u16) -> SocketAddr {
     (std::net::Ipv6Addr::UNSPECIFIED, port).into()
 }
 
-/// Keeps this thread, and those that it starts, on one processor where there is that one.
-fn stay(processor: usize) {
-    let mut set = nix::sched::CpuSet::new();
-    let this = nix::unistd::Pid::from_raw(0);
-    let _ = set.set(processor).and_then(|()| nix::sched::sched_setaffinity(this, &set));
+/// Starts a thread that measures or is measured, and those that it starts: before all others, and on one
+/// processor where there is that one.
+fn thread(
+    processor: Option<usize>,
+    work: impl FnOnce() -> Result<(u64, Duration, Duration)> + Send + 'static,
+) -> std::thread::JoinHandle<Result<(u64, Duration, Duration)>> {
+    std::thread::spawn(move || {
+        // SAFETY: two numbers; no memory is passed. Of a thread, because Linux knows priorities of those.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        if let Some(processor) = processor {
+            let mut set = nix::sched::CpuSet::new();
+            let this = nix::unistd::Pid::from_raw(0);
+            let _ = set.set(processor).and_then(|()| nix::sched::sched_setaffinity(this, &set));
+        }
+        work()
+    })
+}
+
+/// A thread that serves for ever.
+fn served(processor: Option<usize>, mut serve: impl FnMut() + Send + 'static) {
+    thread(processor, move || {
+        serve();
+        Ok((0, Duration::ZERO, Duration::ZERO))
+    });
 }
 
 fn serve(received: &Arc<AtomicU64>) -> Result<()> {
-    for (port, one) in [(ECHO, true), (ECHO_MANY, false)] {
+    for (port, processor) in [(ECHO, Some(HERE)), (ECHO_MANY, None)] {
         let listener = TcpListener::bind(any(port))?;
-        std::thread::spawn(move || {
-            if one {
-                stay(HERE);
-            }
+        served(processor, move || {
             for stream in listener.incoming().flatten() {
                 std::thread::spawn(move || echo(stream));
             }
         });
     }
-    let mut acceptors = vec![(TcpListener::bind(any(CONNECT))?, true)];
-    let many = TcpListener::bind(any(CONNECT_MANY))?;
-    for _ in 0..ACCEPTORS {
-        acceptors.push((many.try_clone()?, false));
-    }
-    for (listener, one) in acceptors {
-        std::thread::spawn(move || {
-            if one {
-                stay(HERE);
-            }
-            for mut stream in listener.incoming().flatten() {
-                let mut byte = [0];
-                // Closed here first, so that the client's ports are free at once.
-                if stream.read_exact(&mut byte).is_ok() {
-                    let _ = stream.write_all(&byte);
+    for (port, processor, threads) in [(CONNECT, Some(HERE), 1), (CONNECT_MANY, None, SERVERS)] {
+        let listener = TcpListener::bind(any(port))?;
+        for _ in 0..threads {
+            let listener = listener.try_clone()?;
+            served(processor, move || {
+                for mut stream in listener.incoming().flatten() {
+                    let mut byte = [0];
+                    // Closed here first, so that the client's ports are free at once.
+                    if stream.read_exact(&mut byte).is_ok() {
+                        let _ = stream.write_all(&byte);
+                    }
                 }
-            }
-        });
-    }
-    let socket = UdpSocket::bind(any(UDP_ECHO))?;
-    std::thread::spawn(move || {
-        stay(HERE);
-        let mut buffer = [0; 2048];
-        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..n], from);
+            });
         }
-    });
+    }
+    for (port, processor, threads) in [(UDP_ECHO, Some(HERE), 1), (UDP_ECHO_MANY, None, SERVERS)] {
+        let socket = UdpSocket::bind(any(port))?;
+        for _ in 0..threads {
+            let socket = socket.try_clone()?;
+            served(processor, move || {
+                let mut buffer = [0; 64];
+                while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+                    let _ = socket.send_to(&buffer[..n], from);
+                }
+            });
+        }
+    }
     let socket = UdpSocket::bind(any(UDP_SINK))?;
     let count = received.clone();
-    std::thread::spawn(move || {
-        stay(THERE);
-        let mut buffer = [0; 2048];
-        let mut known = None;
+    served(Some(THERE), move || {
+        let mut buffer = [0; PAYLOAD];
         while let Ok((n, from)) = socket.recv_from(&mut buffer) {
-            // One answer, or the flow stays new for ever to those who track connections.
-            if known.replace(from) != Some(from) {
+            if buffer[0] == ANSWER {
                 let _ = socket.send_to(&buffer[..n], from);
             }
             count.fetch_add(1, Ordering::Relaxed);
@@ -139,13 +158,15 @@ fn serve(received: &Arc<AtomicU64>) -> Result<()> {
     });
     let listener = TcpListener::bind(any(STREAM))?;
     let count = received.clone();
-    std::thread::spawn(move || {
-        stay(THERE);
-        let mut buffer = vec![0; 1 << 18];
+    served(Some(THERE), move || {
         for mut stream in listener.incoming().flatten() {
-            while let Ok(n @ 1..) = stream.read(&mut buffer) {
-                count.fetch_add(n as u64, Ordering::Relaxed);
-            }
+            let count = count.clone();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 18];
+                while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                }
+            });
         }
     });
     Ok(())
@@ -175,49 +196,57 @@ pub(crate) async fn measure(
     let received = server.received.clone();
     client
         .run(move || {
-            let begin = Instant::now();
-            let end = begin + time;
-            let before = received.load(Ordering::Relaxed);
+            let many = connections > 1;
+            let gate = Arc::new(Barrier::new(connections + 1));
             let threads: Vec<_> = (0..connections)
                 .map(|_| {
-                    std::thread::spawn(move || {
-                        let many = connections > 1;
-                        if !many {
-                            stay(HERE);
+                    let gate = gate.clone();
+                    thread((!many).then_some(HERE), move || {
+                        let work = prepare(kind, many, to);
+                        // Also where it failed, or the others would wait for ever.
+                        gate.wait();
+                        let mut work = work?;
+                        let (begin, cpu) = (Instant::now(), processor()?);
+                        let mut count = 0;
+                        while begin.elapsed() < time {
+                            count += work()?;
                         }
-                        let start = processor()?;
-                        let count = work(kind, many, to, end)?;
-                        anyhow::Ok((count, processor()? - start))
+                        Ok((count, begin.elapsed(), processor()? - cpu))
                     })
                 })
                 .collect();
-            let (mut sent, mut cpu) = (0, Duration::ZERO);
+            gate.wait();
+            let (begin, before) = (Instant::now(), received.load(Ordering::Relaxed));
+            let (mut sent, mut rate, mut cpu) = (0, 0.0, Duration::ZERO);
             for thread in threads {
-                let (count, time) = thread.join().map_err(|_| anyhow::anyhow!("a client died"))??;
+                let (count, took, time) = thread.join().map_err(|_| anyhow::anyhow!("a client died"))??;
                 sent += count;
+                rate += count as f64 / took.as_secs_f64();
                 cpu += time;
             }
-            let took = begin.elapsed().as_secs_f64();
-            let arrived = match kind {
-                Kind::UdpRate | Kind::Stream => received.load(Ordering::Relaxed) - before,
-                _ => sent,
-            };
-            ensure!(arrived > 0 && sent > 0, "{kind:?}: nothing arrived");
-            Ok(Rate { per_second: arrived as f64 / took, cpu_us: cpu.as_secs_f64() * 1e6 / sent as f64 })
+            if matches!(kind, Kind::UdpRate(_) | Kind::Stream) {
+                let arrived = received.load(Ordering::Relaxed) - before;
+                rate = arrived as f64 / begin.elapsed().as_secs_f64();
+            }
+            ensure!(rate > 0.0 && sent > 0, "{kind:?}: nothing arrived");
+            Ok(Rate { per_second: rate, cpu_us: cpu.as_secs_f64() * 1e6 / sent as f64 })
         })
         .await?
 }
 
-fn work(kind: Kind, many: bool, to: IpAddr, end: Instant) -> Result<u64> {
-    let mut count = 0;
-    let connect = |port| -> Result<TcpStream> {
+/// A step of work, which returns how much it has done.
+type Work = Box<dyn FnMut() -> Result<u64>>;
+
+/// Opens what stays open, and tells how to go on.
+fn prepare(kind: Kind, many: bool, to: IpAddr) -> Result<Work> {
+    let connect = move |port| -> Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&(to, port).into(), LOST)
             .with_context(|| format!("cannot connect to {to}"))?;
         stream.set_read_timeout(Some(LOST))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     };
-    let datagrams = |port| -> Result<UdpSocket> {
+    let datagrams = move |port| -> Result<UdpSocket> {
         let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0_u16; 8].into() };
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect((to, port))?;
@@ -225,38 +254,46 @@ fn work(kind: Kind, many: bool, to: IpAddr, end: Instant) -> Result<u64> {
         Ok(socket)
     };
     let mut byte = [7];
-    match kind {
+    Ok(match kind {
         Kind::TcpRr => {
             let mut stream = connect(if many { ECHO_MANY } else { ECHO })?;
-            while Instant::now() < end {
+            Box::new(move || {
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte).context("no answer")?;
-                count += 1;
-            }
+                Ok(1)
+            })
         }
-        Kind::Crr => {
-            while Instant::now() < end {
-                let mut stream = connect(if many { CONNECT_MANY } else { CONNECT })?;
-                stream.write_all(&byte)?;
-                stream.read_exact(&mut byte).context("no answer")?;
-                ensure!(stream.read(&mut byte)? == 0, "more than asked for");
-                count += 1;
-            }
-        }
+        Kind::Crr => Box::new(move || {
+            let mut stream = connect(if many { CONNECT_MANY } else { CONNECT })?;
+            stream.write_all(&byte)?;
+            stream.read_exact(&mut byte).context("no answer")?;
+            ensure!(stream.read(&mut byte)? == 0, "more than asked for");
+            Ok(1)
+        }),
         Kind::UdpRr => {
-            let socket = datagrams(UDP_ECHO)?;
-            while Instant::now() < end {
+            let socket = datagrams(if many { UDP_ECHO_MANY } else { UDP_ECHO })?;
+            Box::new(move || {
                 socket.send(&byte)?;
                 socket.recv(&mut byte).context("no answer")?;
-                count += 1;
-            }
+                Ok(1)
+            })
         }
-        Kind::UdpRate => {
-            let socket = datagrams(UDP_SINK)?;
-            let payload = [0; PAYLOAD];
-            while Instant::now() < end {
-                for _ in 0..32 {
-                    match socket.send(&payload) {
+        Kind::UdpRate(flows) => {
+            let sockets: Vec<UdpSocket> = (0..flows).map(|_| datagrams(UDP_SINK)).collect::<Result<_>>()?;
+            // Each flow is answered once, or it stays new for ever to those who track connections.
+            let mut payload = [ANSWER; PAYLOAD];
+            for socket in &sockets {
+                socket.send(&payload)?;
+                socket.recv(&mut payload).context("no answer")?;
+                payload[0] = ANSWER;
+            }
+            payload[0] = 0;
+            let mut next = 0;
+            Box::new(move || {
+                let mut count = 0;
+                for _ in 0..BURST {
+                    next = if next + 1 < sockets.len() { next + 1 } else { 0 };
+                    match sockets[next].send(&payload) {
                         Ok(_) => count += 1,
                         // A full queue is part of what is measured.
                         Err(e)
@@ -265,16 +302,16 @@ fn work(kind: Kind, many: bool, to: IpAddr, end: Instant) -> Result<u64> {
                         Err(e) => return Err(e.into()),
                     }
                 }
-            }
+                Ok(count)
+            })
         }
         Kind::Stream => {
             let mut stream = connect(STREAM)?;
             let payload = vec![0; 1 << 17];
-            while Instant::now() < end {
+            Box::new(move || {
                 stream.write_all(&payload)?;
-                count += payload.len() as u64;
-            }
+                Ok(payload.len() as u64)
+            })
         }
-    }
-    Ok(count)
+    })
 }
