@@ -154,7 +154,7 @@ pub(crate) fn measure(scale: f64) -> Result<()> {
     let sizes = sizes(&node.compiler, slot);
     let pods = pod_changes(&mut node, cluster);
     let policies = policy_changes(&mut node, cluster)?;
-    let (wide, wide_entries) = wide_changes(&mut node, cluster)?;
+    let (wide, wide_entries) = wide_changes(&mut node)?;
     let told = told.chunks(1000).map(|c| c.iter().copied().fold(0.0, f64::max)).collect();
     let memory = memory("VmHWM:")? - before;
     let measured =
@@ -239,7 +239,7 @@ fn policy_changes(node: &mut Node, cluster: Cluster) -> Result<Vec<f64>> {
 
 /// A policy opens its subjects to a workload of every namespace, and to it no longer. How many entries of
 /// tables that changes.
-fn wide_changes(node: &mut Node, cluster: Cluster) -> Result<(Vec<f64>, usize)> {
+fn wide_changes(node: &mut Node) -> Result<(Vec<f64>, usize)> {
     let mut times = Vec::new();
     let mut entries = 0;
     for app in 0..APPS {
