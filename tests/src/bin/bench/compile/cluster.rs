@@ -85,7 +85,7 @@ pub(super) fn pod(n: usize, app: usize, replica: usize, rollout: usize) -> Pod {
         key: ObjectKey::new(namespace_name(n), name),
         uid: format!(
             "{number:08x}-{rollout:04x}-4000-8000-{:012x}",
-            number * 2_654_435_761 & 0xffff_ffff_ffff
+            (number * 2_654_435_761) & 0xffff_ffff_ffff
         ),
         labels,
         ips: vec![Ipv4Addr::from_bits((10 << 24) + number as u32).into()],
