@@ -145,9 +145,13 @@ impl Index {
     /// Of this kind there are these objects at most: the others are gone.
     pub fn only(&mut self, kind: Kind, there: &HashSet<ObjectKey>) -> Vec<Effect> {
         let mut gone = Vec::new();
-        for (namespace, of_namespace) in self.known.get(&kind).into_iter().flatten() {
-            let keys = of_namespace.keys().map(|name| ObjectKey::new(&**namespace, &**name));
-            gone.extend(keys.filter(|key| !there.contains(key)).map(|key| ObjectId { kind, key }));
+        for (namespace, objects) in self.known.get(&kind).into_iter().flatten() {
+            for name in objects.keys() {
+                let key = ObjectKey::new(&**namespace, &**name);
+                if !there.contains(&key) {
+                    gone.push(ObjectId { kind, key });
+                }
+            }
         }
         gone.iter().filter_map(|id| self.delete(id)).collect()
     }

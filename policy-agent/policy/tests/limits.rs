@@ -335,6 +335,20 @@ fn sets_that_are_open_to_everyone_count() {
     }
 }
 
+/// What takes whole classes needs no new one.
+#[test]
+fn ports_that_are_a_class_already_fit_when_classes_are_full() {
+    let mut node = Node::new(Limits { classes: CLASS_FIRST + 1, ..Limits::default() });
+    node.set(&policy("first", Some("db"), vec![rule(peers("name", "one"), 80)]));
+    let udp = PortRule { protocol: Protocol::Udp, port: PortSpec::Any };
+    let rules = vec![Rule { ports: vec![udp], ..rule(peers("name", "one"), 0) }];
+    node.set(&policy("second", Some("web"), rules));
+    assert_eq!(node.problems(), []);
+    assert!(!node.reaches(WEB, "10.0.1.1", 80));
+    let udp = Target::Port(Protocol::Udp, 80);
+    assert!(node.tables.allows(WEB, Direction::Ingress, ip("10.0.1.1"), udp));
+}
+
 /// Rows that share a set need room for one.
 #[test]
 fn rows_share_a_set_when_sets_are_full() {

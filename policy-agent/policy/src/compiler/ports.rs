@@ -554,6 +554,56 @@ mod tests {
         assert!(!rewrite(&mut ports, 1).contains(merged));
     }
 
+    /// Ids of sets at the exact number; a set that rests has an id but is not in use.
+    #[test]
+    fn sets_have_as_many_ids_as_the_tables_hold() {
+        let mut ports = Ports::new(Limits { sets: 1, ..Limits::default() });
+        let mut content = |port| {
+            let choice = ports.acquire(&tcp(&[port])).unwrap();
+            *ports.bits(choice)
+        };
+        // Classes first, so that later ones do not change what earlier ones are.
+        let _ = [80, 81, 82].map(&mut content);
+        let [one, two, three] = [80, 81, 82].map(content);
+        let first = ports.acquire_set(&one).unwrap();
+        ports.acquire_set(&two).unwrap();
+        ports.take_writes();
+        assert_eq!((first, ports.acquire_set(&three)), (SET_FIRST, Err(Resource::Sets)));
+        assert!(!ports.take_starved());
+        ports.release_set(first, 1);
+        assert!(!ports.has_set(&one) && ports.has_set(&two));
+        assert_eq!(ports.acquire_set(&three), Err(Resource::Sets));
+        assert!(ports.take_starved());
+        ports.settled(1);
+        assert_eq!(ports.acquire_set(&three), Ok(first));
+    }
+
+    /// A set that was given up before anybody wrote it, and comes back, is written then.
+    #[test]
+    fn a_set_that_comes_back_unwritten_is_written() {
+        let mut ports = Ports::new(Limits::default());
+        let choice = ports.acquire(&tcp(&[80])).unwrap();
+        let content = *ports.bits(choice);
+        let set = ports.acquire_set(&content).unwrap();
+        ports.release_set(set, 1);
+        assert_eq!(ports.take_writes().0, []);
+        assert_eq!(ports.acquire_set(&content), Ok(set));
+        assert_eq!(ports.take_writes().0, [(set, content)]);
+        // What is as it was is not written again.
+        ports.release_set(set, 2);
+        assert_eq!(ports.acquire_set(&content), Ok(set));
+        assert_eq!(ports.take_writes().0, []);
+    }
+
+    #[test]
+    fn gaps_are_what_ranges_leave() {
+        let range = |first, last| Range { protocol: Protocol::Tcp, first, last };
+        let all = range(0, 65535);
+        assert_eq!(gaps([range(0, 5), range(7, 65534)].iter(), all), [range(6, 6), range(65535, 65535)]);
+        assert_eq!(gaps([range(1, 65535)].iter(), all), [range(0, 0)]);
+        assert_eq!(gaps([].iter(), all), [all]);
+    }
+
     #[test]
     fn the_smaller_part_of_a_class_moves() {
         let mut ports = Ports::new(Limits::default());
