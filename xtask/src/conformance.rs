@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Only clusters whose names contain this, as "iptables, IPv4".
     #[arg(long)]
     cluster: Option<String>,
-    /// Only specs whose names match this; then docs/conformance.md is not written.
+    /// Only specs whose names match this: once more, after a run of all, which the table says.
     #[arg(long)]
     focus: Option<String>,
 }
