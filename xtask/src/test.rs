@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::Privilege;
-use crate::{build, costs, image, kubernetes, process, setup, workspace};
+use crate::{build, image, kubernetes, process, setup, workspace};
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -88,9 +88,6 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                         "warnings",
                     ])),
                 );
-            }
-            if options.filters.is_empty() {
-                tally.step("costs", costs::run(&costs::Options::default()));
             }
             let result = tests(privilege, &assets, &options.filters, &mut tally);
             if let Err(error) = result {
