@@ -1,5 +1,5 @@
 //! `cargo xtask costs`: instructions counted and compared with what was recorded. They depend on neither load
-//! nor clock, so they tell in continuous integration when something has become dearer.
+//! nor clock, so they tell on any machine when something has become dearer.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ const MOST_VERIFIED: u64 = 500_000;
 const WORK: [&str; 3] = ["build", "pods", "policies"];
 
 /// Arguments of `costs`.
-#[derive(Args, Default)]
+#[derive(Args)]
 pub(crate) struct Options {
     /// Write what is counted now into tests/costs.txt, for whoever means it.
     #[arg(long)]
