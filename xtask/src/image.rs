@@ -69,6 +69,7 @@ fn image(from: &Path, name: &str) -> Result<Vec<u8>> {
     let description = Description {
         name,
         entrypoint: "/fairlead-agent",
+        arguments: &[],
         label: ("fairlead", env!("CARGO_PKG_VERSION")),
         made_by: "cargo xtask image",
     };

@@ -101,9 +101,9 @@ pub(crate) fn nodes() -> Result<()> {
     let folder = workspace::target().join("kubernetes/images");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let pause = build(&PAUSE)?.join("pause");
-    image(&folder.join("pause.tar"), PAUSE_IMAGE, "/pause", &[("pause".to_owned(), pause)])?;
+    image(&folder.join("pause.tar"), PAUSE_IMAGE, &["/pause"], &[("pause".to_owned(), pause)])?;
     let coredns = build(&DNS)?.join("coredns");
-    image(&folder.join("coredns.tar"), DNS_IMAGE, "/coredns", &[("coredns".to_owned(), coredns)])?;
+    image(&folder.join("coredns.tar"), DNS_IMAGE, &["/coredns"], &[("coredns".to_owned(), coredns)])?;
     let mut files = vec![("agnhost".to_owned(), build(&AGNHOST)?.join("agnhost"))];
     for (inside, here) in AGNHOST_TOOLS {
         files.push((inside.to_owned(), PathBuf::from(here)));
@@ -111,7 +111,7 @@ pub(crate) fn nodes() -> Result<()> {
     }
     files.sort();
     files.dedup();
-    image(&folder.join("agnhost.tar"), AGNHOST_IMAGE, "/agnhost", &files)
+    image(&folder.join("agnhost.tar"), AGNHOST_IMAGE, &["/agnhost", "pause"], &files)
 }
 
 /// Kubernetes' own tests of the network.
@@ -121,8 +121,9 @@ pub(crate) fn conformance() -> Result<()> {
 }
 
 /// Packs an image, unless it is there with the same files in it.
-fn image(to: &Path, name: &str, entrypoint: &str, files: &[(String, PathBuf)]) -> Result<()> {
-    let mut wanted = format!("{name} {entrypoint}\n");
+fn image(to: &Path, name: &str, command: &[&str], files: &[(String, PathBuf)]) -> Result<()> {
+    let (entrypoint, arguments) = command.split_first().context("an image without a command")?;
+    let mut wanted = format!("{name} {command:?}\n");
     for (inside, here) in files {
         let metadata = std::fs::metadata(here)
             .with_context(|| format!("{} is missing (`cargo xtask setup` installs it)", here.display()))?;
@@ -140,7 +141,7 @@ fn image(to: &Path, name: &str, entrypoint: &str, files: &[(String, PathBuf)]) -
     }
     let label = (name, "tests");
     let made_by = "cargo xtask cluster";
-    let image = oci::image(&packed, &oci::Description { name, entrypoint, label, made_by });
+    let image = oci::image(&packed, &oci::Description { name, entrypoint, arguments, label, made_by });
     std::fs::write(to, image).with_context(|| format!("cannot write {}", to.display()))?;
     std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
 }

@@ -19,6 +19,8 @@ pub(crate) struct Description<'a> {
     pub(crate) name: &'a str,
     /// What it runs when nothing else is asked for.
     pub(crate) entrypoint: &'a str,
+    /// With what, then.
+    pub(crate) arguments: &'a [&'a str],
     /// Title and version, for people.
     pub(crate) label: (&'a str, &'a str),
     /// What made it.
@@ -27,14 +29,18 @@ pub(crate) struct Description<'a> {
 
 /// The image with these files in one layer.
 pub(crate) fn image(files: &[File], description: &Description<'_>) -> Vec<u8> {
-    let Description { name, entrypoint, label: (title, version), made_by } = description;
+    let Description { name, entrypoint, arguments, label: (title, version), made_by } = description;
     let mut layer = Tar::default();
     for file in files {
         layer.file(&file.path, 0o755, &file.content);
     }
     let layer = layer.end();
+    let arguments = match arguments {
+        [] => String::new(),
+        some => format!(r#""Cmd":["{}"],"#, some.join(r#"",""#)),
+    };
     let config = format!(
-        r#"{{"architecture":"{}","os":"linux","created":"1970-01-01T00:00:00Z","config":{{"Entrypoint":["{entrypoint}"],"User":"0:0","Env":["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],"Labels":{{"org.opencontainers.image.title":"{title}","org.opencontainers.image.version":"{version}","org.opencontainers.image.licenses":"MIT OR Apache-2.0"}}}},"rootfs":{{"type":"layers","diff_ids":["{}"]}},"history":[{{"created":"1970-01-01T00:00:00Z","created_by":"{made_by}"}}]}}"#,
+        r#"{{"architecture":"{}","os":"linux","created":"1970-01-01T00:00:00Z","config":{{"Entrypoint":["{entrypoint}"],{arguments}"User":"0:0","Env":["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],"Labels":{{"org.opencontainers.image.title":"{title}","org.opencontainers.image.version":"{version}","org.opencontainers.image.licenses":"MIT OR Apache-2.0"}}}},"rootfs":{{"type":"layers","diff_ids":["{}"]}},"history":[{{"created":"1970-01-01T00:00:00Z","created_by":"{made_by}"}}]}}"#,
         architecture(),
         sha256(&layer),
     );
