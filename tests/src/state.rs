@@ -57,7 +57,8 @@ pub async fn state(node: &Namespace, folders: &[&Path]) -> Result<BTreeMap<Strin
             // Without counters, which are others'.
             ("nftables", "nft", &["--stateless", "list", "ruleset"]),
         ] {
-            state.insert(name.to_owned(), said(program, words)?);
+            // Whether the kernel still looks for duplicates is no state of the node's.
+            state.insert(name.to_owned(), said(program, words)?.replace(" tentative", ""));
         }
         let mut all = BTreeMap::new();
         for place in folders.iter().map(PathBuf::as_path).chain([Path::new("/proc/sys/net")]) {

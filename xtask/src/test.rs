@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::Privilege;
-use crate::{build, image, kubernetes, process, setup, workspace};
+use crate::{build, kubernetes, process, setup, workspace};
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -125,10 +125,9 @@ fn prepare() -> Result<(Privilege, PathBuf)> {
     setup::test_packages()?;
     setup::cnitool()?;
     setup::bpffs()?;
+    build::run(&build::Options::default())?;
     build::next_bpf_object()?;
     let assets = kubernetes::programs(&kubernetes::CONTROL)?;
-    kubernetes::nodes()?;
-    image::run(&image::Options::default())?;
     Ok((Privilege::detect(), assets))
 }
 

@@ -37,6 +37,7 @@ async fn state_of(machine: &Machine) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
+#[ignore = "takes minutes and all of Kubernetes: see docs/testing.md"]
 async fn fairlead_on_real_nodes() {
     if !fairlead_tests::privileged() {
         return;
