@@ -28,12 +28,8 @@ impl Namespace {
 
     /// Makes one that has its own mounts too, as a node has: a fresh /sys, and a BPF file system in it.
     pub async fn new_node(name: &str) -> Result<Self> {
-        Self::start(name, || {
-            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
-                .context("cannot make network and mount namespaces")?;
+        Self::with_mounts(name, || {
             let none = None::<&Path>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-                .context("cannot keep mounts private")?;
             mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)
                 .context("cannot mount /sys")?;
             mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
