@@ -17,10 +17,11 @@ use crate::environment::Environment;
 use crate::error::{CniError, code};
 use crate::ledger::{self, Ledger, Wanted, host_ifname, owner_of};
 use crate::log::Log;
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::{Netlink, NetlinkError, Request};
 use crate::netns::Netns;
 use crate::result::{Dns, Interface, Ip, Route, Success};
 use crate::unlink;
+use crate::version::CniVersion;
 use crate::wire;
 
 /// What the agent gets beyond its own time limit before it counts as stuck.
@@ -70,6 +71,7 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
         addresses,
         mtu,
         shaped: config.shaped,
+        apart: false,
     })?;
     log.step("reserve");
     let mut dns = config.dns.clone();
@@ -91,8 +93,8 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
     loop {
         tries += 1;
         let mut made = Made::default();
-        let failure = match attempt.wire(&attachment, config, &mut made, log) {
-            Ok(()) => return Ok(success(&attachment, dns, config.prev_result.clone())),
+        let failure = match attempt.wire(&mut attachment, config, &mut made, log) {
+            Ok(()) => return Ok(success(&attachment, dns, config)),
             Err(failure) => failure,
         };
         log.step("fail");
@@ -103,6 +105,7 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
                 let again = Ledger::lock(&run).and_then(|mut ledger| {
                     ledger.reindex(attachment.clone(), |a, index| {
                         a.host_ifindex = index;
+                        a.apart = false;
                         a.host_mac = mac(b'f', index);
                         a.pod_mac = config.mac.unwrap_or(mac(b'p', index));
                     })
@@ -234,8 +237,20 @@ fn kernel(e: impl std::fmt::Display) -> CniError {
     CniError::new(code::KERNEL, e.to_string())
 }
 
+/// Sends all of `requests`, and says which of them the kernel refused.
+fn refused(netlink: &mut Netlink, requests: Vec<Request>) -> Result<Vec<NetlinkError>, CniError> {
+    let results = netlink.batch(requests).map_err(kernel)?;
+    Ok(results.into_iter().filter_map(Result::err).collect())
+}
+
 impl Attempt<'_> {
-    fn wire(&self, a: &Attachment, config: &Config, made: &mut Made, log: &mut Log) -> Result<(), Failure> {
+    fn wire(
+        &self,
+        a: &mut Attachment,
+        config: &Config,
+        made: &mut Made,
+        log: &mut Log,
+    ) -> Result<(), Failure> {
         let mut host = Netlink::open().map_err(kernel)?;
         self.create(&mut host, a, made)?;
         log.step("create");
@@ -247,7 +262,7 @@ impl Attempt<'_> {
         let limit = Duration::from_millis(self.node.add_timeout_ms) + GRACE;
         let client = Client::new(self.run.socket()).with_timeout(limit);
         made.told = true;
-        let answer = client.put::<_, EndpointStatus>("/v1/endpoints", a);
+        let answer = client.put::<_, EndpointStatus>("/v1/endpoints", &*a);
         log.step("agent");
         match answer {
             Ok(status) if status.unlocked => Ok(()),
@@ -325,22 +340,34 @@ impl Attempt<'_> {
         }
     }
 
-    fn configure(&self, a: &Attachment) -> Result<(), CniError> {
+    fn configure(&self, a: &mut Attachment) -> Result<(), CniError> {
         let mut pod = self
             .netns
             .within(Netlink::open)
             .map_err(|e| CniError::new(code::NETNS, format!("CNI_NETNS {}: {e}", a.netns)))?;
-        match pod.all(wire::pod_side(a)) {
+        let of = |ipv6: bool| a.addresses.iter().filter(move |ip| ip.is_ipv6() == ipv6);
+        let mut first = wire::pod_link(a);
+        first.extend(of(false).flat_map(|ip| wire::pod_address(a, *ip)));
+        let mut failed = refused(&mut pod, first)?;
+        let second = || of(true).flat_map(|ip| wire::pod_address(a, *ip)).collect::<Vec<_>>();
+        let mut of_ipv6 = refused(&mut pod, second())?;
+        if of_ipv6.iter().any(|e| e.errno() == Some(libc::EACCES)) {
             // IPv6 is switched off in this namespace; the pod is to have it.
-            Err(e) if e.errno() == Some(libc::EACCES) && a.addresses.iter().any(|a| a.is_ipv6()) => {
-                let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", a.ifname);
-                self.netns
-                    .within(|| std::fs::write(&path, "0"))
-                    .map_err(|e| kernel(format!("cannot switch on IPv6: {path}: {e}")))?;
-                pod.all(wire::pod_side_again(a)).map_err(kernel)
-            }
-            result => result.map_err(kernel),
+            let path = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", a.ifname);
+            self.netns
+                .within(|| std::fs::write(&path, "0"))
+                .map_err(|e| kernel(format!("cannot switch on IPv6: {path}: {e}")))?;
+            of_ipv6 = refused(&mut pod, wire::pod_link(a).into_iter().chain(second()).collect())?;
         }
+        failed.append(&mut of_ipv6);
+        if failed.iter().any(|e| e.errno() == Some(libc::EEXIST)) {
+            // By another interface the sandbox has routes of that kind already. On record first: rules
+            // outlive the interface.
+            a.apart = true;
+            Ledger::lock(self.run)?.amend(a)?;
+            failed = refused(&mut pod, wire::pod_apart(a))?;
+        }
+        failed.into_iter().next().map_or(Ok(()), |e| Err(kernel(e)))
     }
 
     /// Undoes in reverse; `false` if something is left.
@@ -365,6 +392,9 @@ impl Attempt<'_> {
         } else {
             return true;
         };
+        if a.apart {
+            remove_rules(a, log);
+        }
         if let Err(e) = &result {
             log.note(format!("undo: {e}"));
         }
@@ -393,8 +423,21 @@ fn settle(host: &mut Netlink, ifindex: u32) -> std::io::Result<()> {
     }
 }
 
+/// Removes rules from the sandbox of an attachment that is [apart](Attachment::apart), if it is still
+/// there.
+pub(crate) fn remove_rules(a: &Attachment, log: &mut Log) {
+    let netns = Netns::open(Path::new(&a.netns));
+    let Ok(mut pod) = netns.and_then(|netns| netns.within(Netlink::open)) else { return };
+    for rule in wire::remove_rules(a) {
+        match pod.all(vec![rule]) {
+            Err(e) if e.errno() != Some(libc::ENOENT) => log.note(e.to_string()),
+            _ => {}
+        }
+    }
+}
+
 /// What ADD answers.
-fn success(a: &Attachment, dns: Dns, before: Option<Success>) -> Success {
+fn success(a: &Attachment, dns: Dns, config: &Config) -> Success {
     let everywhere = |v6: bool| -> IpNetwork {
         let any: std::net::IpAddr =
             if v6 { std::net::Ipv6Addr::UNSPECIFIED.into() } else { std::net::Ipv4Addr::UNSPECIFIED.into() };
@@ -434,13 +477,15 @@ fn success(a: &Attachment, dns: Dns, before: Option<Success>) -> Success {
                 mtu: None,
                 advmss: None,
                 priority: None,
-                table: None,
+                table: a.apart.then_some(a.host_ifindex),
                 scope: None,
             })
+            // Without their table they would be taken for routes of the main one.
+            .filter(|route| route.table.is_none() || config.version >= CniVersion::V110)
             .collect(),
         dns,
     };
-    let mut all = before.unwrap_or_default();
+    let mut all = config.prev_result.clone().unwrap_or_default();
     all.append(ours);
     all
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use fairlead_api::{Attachment, RunDir};
 use fairlead_common::maps::slot_of;
 use fairlead_ipam::{Lease, Owner, Pool};
+use netlink_packet_route::route::RouteHeader;
 use serde::Serialize;
 
 use crate::check;
@@ -156,7 +157,8 @@ fn kernel(
     faults: &mut Vec<String>,
 ) -> Result<(), CniError> {
     let told = |e: std::io::Error| CniError::new(code::KERNEL, e.to_string());
-    let routes = check::all_routes(&mut Netlink::open().map_err(told)?).map_err(told)?;
+    let routes = check::all_routes(&mut Netlink::open().map_err(told)?, RouteHeader::RT_TABLE_MAIN.into())
+        .map_err(told)?;
     let mut known: BTreeSet<String> = excused.iter().map(|owner| host_ifname(owner)).collect();
     for a in attachments {
         known.insert(a.host_ifname.clone());

@@ -15,6 +15,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcOption};
 
 use crate::bpf::{self, Tcx, Trampolines};
@@ -152,7 +153,7 @@ fn host(a: &Attachment, frozen: &Path, faults: &mut Vec<String>) -> io::Result<(
         )),
         Err(e) => faults.push(format!("the agent's programs are not there: {e}")),
     }
-    let routes = routes(&mut netlink, a.host_ifindex)?;
+    let routes = routes(&mut netlink, a.host_ifindex, RouteHeader::RT_TABLE_MAIN.into())?;
     let neighbours = neighbours(&mut netlink, a.host_ifindex)?;
     for address in &a.addresses {
         if !routes.contains(&(Some(*address), None)) {
@@ -191,8 +192,13 @@ fn pod(a: &Attachment, said: &Said) -> io::Result<Vec<String>> {
             _ => None,
         })
         .collect();
-    let routes = routes(&mut netlink, index)?;
+    let routes = routes(&mut netlink, index, wire::table(a))?;
     let neighbours = neighbours(&mut netlink, index)?;
+    if a.apart {
+        let rules = rules(&mut netlink, wire::table(a))?;
+        let missing = a.addresses.iter().filter(|address| !rules.contains(address));
+        faults.extend(missing.map(|address| format!("{}: no rule for {address}", a.ifname)));
+    }
     for address in &a.addresses {
         let gateway = wire::gateway(*address);
         if !addresses.contains(address) {
@@ -263,23 +269,27 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// Destination (`None`: all) and next hop of the routes over an interface in the main table.
-fn routes(netlink: &mut Netlink, index: u32) -> io::Result<Vec<(Option<IpAddr>, Option<IpAddr>)>> {
-    let all = all_routes(netlink)?.into_iter();
+/// Destination (`None`: all) and next hop of the routes over an interface in a table.
+fn routes(
+    netlink: &mut Netlink,
+    index: u32,
+    table: u32,
+) -> io::Result<Vec<(Option<IpAddr>, Option<IpAddr>)>> {
+    let all = all_routes(netlink, table)?.into_iter();
     Ok(all.filter(|(over, ..)| *over == index).map(|(_, to, via)| (to, via)).collect())
 }
 
 /// A route: interface, destination (`None`: all), next hop.
 pub(crate) type Over = (u32, Option<IpAddr>, Option<IpAddr>);
 
-/// The routes to one address or to all of them in the main table.
+/// The routes to one address or to all of them in a table.
 ///
 /// # Errors
 /// What the kernel says.
-pub(crate) fn all_routes(netlink: &mut Netlink) -> io::Result<Vec<Over>> {
+pub(crate) fn all_routes(netlink: &mut Netlink, table: u32) -> io::Result<Vec<Over>> {
     let found = netlink.dump(Message::GetRoute(RouteMessage::default()))?;
     let routes = found.into_iter().filter_map(|message| match message {
-        Message::NewRoute(route) if route.header.table == RouteHeader::RT_TABLE_MAIN => Some(route),
+        Message::NewRoute(route) if table_of(&route) == table => Some(route),
         _ => None,
     });
     let routes = routes.filter_map(|route| {
@@ -296,6 +306,29 @@ pub(crate) fn all_routes(netlink: &mut Netlink) -> io::Result<Vec<Over>> {
         over.filter(|_| whole).map(|over| (over, to, via))
     });
     Ok(routes.collect())
+}
+
+/// Addresses whose packets go by the routes of a table.
+fn rules(netlink: &mut Netlink, table: u32) -> io::Result<Vec<IpAddr>> {
+    let found = netlink.dump(Message::GetRule(RuleMessage::default()))?;
+    let rules = found.into_iter().filter_map(|message| match message {
+        Message::NewRule(rule) if rule.attributes.contains(&RuleAttribute::Table(table)) => Some(rule),
+        _ => None,
+    });
+    let sources = rules.flat_map(|rule| rule.attributes).filter_map(|attribute| match attribute {
+        RuleAttribute::Source(address) => Some(address),
+        _ => None,
+    });
+    Ok(sources.collect())
+}
+
+/// The header has room for small numbers only.
+fn table_of(route: &RouteMessage) -> u32 {
+    let told = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    told.unwrap_or(route.header.table.into())
 }
 
 /// Permanent neighbour entries of an interface.

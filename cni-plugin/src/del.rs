@@ -7,6 +7,7 @@ use fairlead_api::{Attachment, RunDir};
 use fairlead_ipam::Owner;
 use nix::net::if_::if_nametoindex;
 
+use crate::add;
 use crate::bpf;
 use crate::config::Config;
 use crate::delegate::Delegate;
@@ -116,6 +117,9 @@ fn remove(
     log.step("kill");
     if let Some(index) = index {
         faults.extend(unlink::remove(index).err());
+    }
+    if let Some(a) = attachment.filter(|a| a.apart) {
+        add::remove_rules(a, log);
     }
     log.step("link");
     // An address of an interface that is still there must not be given to another.

@@ -85,6 +85,9 @@ impl Netlink {
     /// # Errors
     /// Where nothing could be sent, or the answers do not fit.
     pub fn batch(&mut self, requests: Vec<Request>) -> io::Result<Vec<Result<(), NetlinkError>>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
         let first = self.sequence + 1;
         let mut bytes = Vec::with_capacity(2048);
         let whats: Vec<&'static str> = requests.iter().map(|r| r.what).collect();

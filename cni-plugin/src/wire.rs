@@ -23,6 +23,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
 use netlink_packet_route::tc::{
     TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcHeader, TcMessage, TcOption,
 };
@@ -225,49 +226,102 @@ pub fn host_side(a: &Attachment) -> Vec<Request> {
     requests
 }
 
-/// Brings up the pod's end and `lo`, with addresses, gateways and routes.
-pub fn pod_side(a: &Attachment) -> Vec<Request> {
-    pod_side_with(a, NLM_F_CREATE | NLM_F_EXCL)
-}
-
-/// The same once more, over what of it is there already.
-pub fn pod_side_again(a: &Attachment) -> Vec<Request> {
-    pod_side_with(a, NLM_F_CREATE | NLM_F_REPLACE)
-}
-
-fn pod_side_with(a: &Attachment, new: u16) -> Vec<Request> {
-    let index = a.host_ifindex;
+/// Brings up the pod's end and `lo`.
+pub fn pod_link(a: &Attachment) -> Vec<Request> {
     let mut settings = LinkMessage::default();
-    settings.header.index = index;
+    settings.header.index = a.host_ifindex;
     settings.attributes = vec![LinkAttribute::AfSpecUnspec(vec![no_link_local()])];
-    let replace = NLM_F_CREATE | NLM_F_REPLACE;
-    let mut requests = vec![
+    vec![
         request("set up the pod's end", 0, Message::SetLink(settings)),
-        request("bring up the pod's end", 0, up(index)),
+        request("bring up the pod's end", 0, up(a.host_ifindex)),
         request("bring up the pod's lo", 0, up(LOOPBACK)),
+    ]
+}
+
+/// Gives the pod's end one of its addresses, with its gateway and routes.
+pub fn pod_address(a: &Attachment, local: IpAddr) -> Vec<Request> {
+    pod_address_with(a, local, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// The addresses of an attachment that is [apart](Attachment::apart), over what of them is there already.
+pub fn pod_apart(a: &Attachment) -> Vec<Request> {
+    let replace = NLM_F_CREATE | NLM_F_REPLACE;
+    let mut requests: Vec<Request> =
+        a.addresses.iter().flat_map(|local| pod_address_with(a, *local, replace)).collect();
+    requests.extend(rules(a).into_iter().map(|rule| {
+        let new = NLM_F_CREATE | NLM_F_EXCL;
+        request("send the pod's address to its table", new, Message::NewRule(rule))
+    }));
+    requests
+}
+
+/// Removes what is left of an attachment that is [apart](Attachment::apart) when its interface is gone.
+pub fn remove_rules(a: &Attachment) -> Vec<Request> {
+    let remove = |rule| request("remove the rule of the pod's address", 0, Message::DelRule(rule));
+    rules(a).into_iter().map(remove).collect()
+}
+
+/// Table of the routes of the pod's end. The interface index is nobody else's in the sandbox either.
+pub fn table(a: &Attachment) -> u32 {
+    if a.apart { a.host_ifindex } else { RouteHeader::RT_TABLE_MAIN.into() }
+}
+
+/// What comes from one of the addresses goes by the routes of its own interface.
+fn rules(a: &Attachment) -> Vec<RuleMessage> {
+    let of = |address: &IpAddr| {
+        let mut message = RuleMessage::default();
+        message.header = RuleHeader {
+            family: family(*address),
+            src_len: prefix(*address),
+            action: RuleAction::ToTable,
+            ..RuleHeader::default()
+        };
+        message.attributes = vec![RuleAttribute::Source(*address), RuleAttribute::Table(table(a))];
+        message
+    };
+    a.addresses.iter().map(of).collect()
+}
+
+fn pod_address_with(a: &Attachment, local: IpAddr, new: u16) -> Vec<Request> {
+    let index = a.host_ifindex;
+    let replace = NLM_F_CREATE | NLM_F_REPLACE;
+    let via = gateway(local);
+    let mut requests = vec![
+        request("add the pod's address", new, Message::NewAddress(address(index, local))),
+        request(
+            "add the gateway's neighbour entry",
+            replace,
+            Message::NewNeighbour(neighbour(index, via, a.host_mac)),
+        ),
+        request(
+            "add the route to the gateway",
+            new,
+            Message::NewRoute(within(table(a), route(index, Some(via), None))),
+        ),
+        request(
+            "add the default route",
+            new,
+            Message::NewRoute(within(table(a), route(index, None, Some(via)))),
+        ),
     ];
-    for &local in &a.addresses {
-        let via = gateway(local);
-        requests.extend([
-            request("add the pod's address", new, Message::NewAddress(address(index, local))),
-            request(
-                "add the gateway's neighbour entry",
-                replace,
-                Message::NewNeighbour(neighbour(index, via, a.host_mac)),
-            ),
-            request("add the route to the gateway", new, Message::NewRoute(route(index, Some(via), None))),
-            request("add the default route", new, Message::NewRoute(route(index, None, Some(via)))),
-        ]);
-        if local.is_ipv6() {
-            // The kernel makes this route itself, but only when its work queue comes to it, even without
-            // duplicate address detection; until then the pod would not take what is sent to it.
-            let mut own = route(index, Some(local), None);
-            own.header.kind = RouteType::Local;
-            own.header.table = RT_TABLE_LOCAL;
-            requests.push(request("add the local route", replace, Message::NewRoute(own)));
-        }
+    if local.is_ipv6() {
+        // The kernel makes this route itself, but only when its work queue comes to it, even without
+        // duplicate address detection; until then the pod would not take what is sent to it.
+        let mut own = route(index, Some(local), None);
+        own.header.kind = RouteType::Local;
+        own.header.table = RT_TABLE_LOCAL;
+        requests.push(request("add the local route", replace, Message::NewRoute(own)));
     }
     requests
+}
+
+/// Puts a route into a table.
+fn within(table: u32, mut route: RouteMessage) -> RouteMessage {
+    if table != u32::from(route.header.table) {
+        route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        route.attributes.push(RouteAttribute::Table(table));
+    }
+    route
 }
 
 fn address(ifindex: u32, local: IpAddr) -> AddressMessage {

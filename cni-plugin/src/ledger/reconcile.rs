@@ -7,6 +7,7 @@ use std::path::Path;
 
 use fairlead_api::{Attachment, RunDir};
 use fairlead_ipam::{Lease, Owner, Pool};
+use netlink_packet_route::route::RouteHeader;
 use nix::net::if_::if_nametoindex;
 
 use super::{Ledger, Unreadable, host_ifname, interface_name, node_pools, owner_of, read_node};
@@ -114,7 +115,7 @@ impl Ledger {
             return Ok(mended);
         }
         let routes = Netlink::open()
-            .and_then(|mut netlink| all_routes(&mut netlink))
+            .and_then(|mut netlink| all_routes(&mut netlink, RouteHeader::RT_TABLE_MAIN.into()))
             .map_err(|e| CniError::new(code::KERNEL, e.to_string()))?;
         let routed = |address: IpAddr| routes.iter().any(|(_, to, _)| *to == Some(address));
         for entry in broken.used {

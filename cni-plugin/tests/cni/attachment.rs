@@ -287,6 +287,89 @@ fn a_namespace_without_ipv6_gets_it() {
 }
 
 #[test]
+fn a_second_interface_of_a_pod_is_reached_and_answers_by_its_own_routes() {
+    let Some(node) = Node::new(&DUAL) else { return };
+    let (pod, other) = (node.pod("two"), node.pod("other"));
+    let before = pod.rules();
+    let on = |verb: &str, ifname: &str, more: &Value| {
+        let environment = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "two"),
+            ("CNI_IFNAME", ifname),
+            ("CNI_NETNS", pod.path.as_str()),
+        ];
+        node.call(&environment, &node.conf_with(more).to_string())
+    };
+    let none = json!({});
+    let first = on("ADD", "eth0", &none).success();
+    let second = on("ADD", "net1", &none).success();
+    node.add(&other).success();
+    // Its routes are told with their table, and not at all where a result cannot say so.
+    assert_eq!(first["routes"][0].get("table"), None);
+    assert!(second["routes"].as_array().unwrap().iter().all(|route| route["table"].as_u64() > Some(0xffff)));
+    let old = on("ADD", "net2", &json!({"cniVersion": "1.0.0"})).success();
+    assert_eq!(old.get("routes"), None);
+    on("DEL", "net2", &none).success();
+    for (ifname, result) in [("eth0", &first), ("net1", &second)] {
+        assert!(on("CHECK", ifname, &json!({"prevResult": result})).ok);
+    }
+    // TCP is answered from the address that was asked, over its own interface.
+    for ip in [&first, &second].into_iter().flat_map(|r| r["ips"].as_array().unwrap()) {
+        let address: std::net::IpAddr =
+            ip["address"].as_str().unwrap().split('/').next().unwrap().parse().unwrap();
+        let listener = pod.within(|| std::net::TcpListener::bind((address, 80)).unwrap());
+        let to = listener.local_addr().unwrap();
+        other.within(|| std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap());
+    }
+    on("DEL", "net1", &none).success();
+    assert_eq!(pod.rules(), before);
+    // GC of what is not listed takes the rules along, and leaves the other interface.
+    on("ADD", "net1", &none).success();
+    let listed =
+        json!([{"containerID": "two", "ifname": "eth0"}, {"containerID": other.id, "ifname": "eth0"}]);
+    assert!(on("GC", "eth0", &json!({"cni.dev/valid-attachments": listed})).ok);
+    assert_eq!(pod.rules(), before);
+    assert!(on("CHECK", "eth0", &json!({"prevResult": first})).ok);
+    // Undone where a later step fails.
+    node.heard.lock().unwrap().say.push_back(Say::Error("internal"));
+    assert_eq!(on("ADD", "net1", &none).code(), 106);
+    assert_eq!(pod.rules(), before);
+    on("DEL", "eth0", &none).success();
+    node.del(&other).success();
+    node.assert_clean();
+
+    // And where another plugin's interface had the default route first, and the pod no IPv6.
+    pod.within(|| {
+        for which in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1").unwrap();
+        }
+        for args in [
+            "link add x0 type veth peer name x1",
+            "addr add 192.0.2.2/24 dev x0",
+            "link set x0 up",
+            "link set x1 up",
+            "route add default via 192.0.2.1",
+        ] {
+            assert!(std::process::Command::new("ip").args(args.split(' ')).status().unwrap().success());
+        }
+    });
+    let result = on("ADD", "net1", &none).success();
+    assert!(on("CHECK", "net1", &json!({"prevResult": result})).ok);
+    let address = result["ips"][1]["address"].as_str().unwrap().strip_suffix("/128").unwrap();
+    pod.within(|| {
+        let output = std::process::Command::new("ip").args(["route", "show", "default"]).output().unwrap();
+        let defaults = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            defaults.starts_with("default via 192.0.2.1 dev x0") && defaults.lines().count() == 1,
+            "{defaults}"
+        );
+        UdpSocket::bind((address, 9)).unwrap();
+    });
+    on("DEL", "net1", &none).success();
+    node.assert_clean();
+}
+
+#[test]
 fn thirty_at_once() {
     let Some(node) = Node::new(&DUAL) else { return };
     let pods: Vec<_> = (0..30).map(|n| node.pod(&format!("p{n}"))).collect();

@@ -9,17 +9,18 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::node::{Node, Pod};
 
 const CIDRS: [&str; 2] = ["10.7.0.0/28", "fd07::/64"];
 
 /// Runs a verb and kills it before its system call number `at`. `false` if it ended by itself.
-fn killed_at(node: &Node, pod: &Pod, verb: &str, at: usize) -> bool {
+fn killed_at(node: &Node, pod: &Pod, verb: &str, ifname: &str, at: usize) -> bool {
     let mut command = node.command(&[
         ("CNI_COMMAND", verb),
         ("CNI_CONTAINERID", &pod.id),
-        ("CNI_IFNAME", "eth0"),
+        ("CNI_IFNAME", ifname),
         ("CNI_NETNS", &pod.path),
     ]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -92,7 +93,7 @@ fn add_killed_at_any_system_call() {
     let mut at = 1;
     loop {
         let pod = node.pod(&format!("p{at}"));
-        if !killed_at(&node, &pod, "ADD", at) {
+        if !killed_at(&node, &pod, "ADD", "eth0", at) {
             node.del(&pod).success();
             break;
         }
@@ -125,7 +126,7 @@ fn del_killed_at_any_system_call() {
     loop {
         let pod = node.pod(&format!("p{at}"));
         node.add(&pod).success();
-        let killed = killed_at(&node, &pod, "DEL", at);
+        let killed = killed_at(&node, &pod, "DEL", "eth0", at);
         node.del(&pod).success();
         node.assert_clean();
         if !killed {
@@ -134,6 +135,48 @@ fn del_killed_at_any_system_call() {
         at += 1;
     }
     assert!(at > 60, "only {at} system calls seen");
+}
+
+#[test]
+fn a_second_interface_killed_at_any_system_call_leaves_the_first_as_it_was() {
+    if !alone("crash::a_second_interface_killed_at_any_system_call_leaves_the_first_as_it_was") {
+        return;
+    }
+    let Some(node) = Node::new(&CIDRS) else { return };
+    let pod = node.pod("two");
+    let result = node.add(&pod).success();
+    let second = |verb: &str| {
+        let environment = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", pod.id.as_str()),
+            ("CNI_IFNAME", "net1"),
+            ("CNI_NETNS", pod.path.as_str()),
+        ];
+        node.call(&environment, &node.conf().to_string()).success();
+    };
+    let state = || (node.used(), node.interfaces(), pod.rules());
+    let before = state();
+    let (mut at, mut adds, mut dels) = (1, 0, 0);
+    loop {
+        let add = killed_at(&node, &pod, "ADD", "net1", at);
+        second("DEL");
+        assert_eq!(state(), before, "ADD killed at system call {at}");
+        second("ADD");
+        assert_ne!(state().2, before.2, "it has no rules of its own");
+        let del = killed_at(&node, &pod, "DEL", "net1", at);
+        second("DEL");
+        assert_eq!(state(), before, "DEL killed at system call {at}");
+        (adds, dels) = (adds + usize::from(add), dels + usize::from(del));
+        if !add && !del {
+            break;
+        }
+        at += 1;
+    }
+    assert!(adds > 100 && dels > 60, "only {adds} and {dels} system calls seen");
+    let check = json!({"prevResult": result});
+    assert!(node.verb("CHECK", &pod, &node.conf_with(&check)).ok);
+    node.del(&pod).success();
+    node.assert_clean();
 }
 
 /// A step of a linear congruential generator: where a kill lands differs from run to run anyway.

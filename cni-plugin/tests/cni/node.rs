@@ -309,6 +309,16 @@ impl Pod {
             scope.spawn(inside).join().unwrap()
         })
     }
+
+    /// Rules of both families that say which table of routes a packet goes by.
+    pub(crate) fn rules(&self) -> Vec<String> {
+        let text = ["-4", "-6"].map(|family| {
+            self.within(|| std::process::Command::new("ip").args([family, "rule", "list"]).output().unwrap())
+        });
+        text.into_iter()
+            .flat_map(|o| String::from_utf8(o.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
 }
 
 pub(crate) fn names(folder: &Path) -> Vec<String> {

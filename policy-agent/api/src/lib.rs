@@ -116,6 +116,10 @@ pub struct Attachment {
     /// Traffic of this pod is shaped on its veth and must not be redirected past it.
     #[serde(default)]
     pub shaped: bool,
+    /// Another interface of the sandbox had the default routes first: this one's are in a table of their
+    /// own, which its addresses lead to.
+    #[serde(default)]
+    pub apart: bool,
 }
 
 /// A pod as the runtime names it in CNI_ARGS.
@@ -277,6 +281,7 @@ mod tests {
             addresses: vec!["10.0.0.1".parse().unwrap()],
             mtu: 1500,
             shaped: false,
+            apart: false,
         };
         let json = serde_json::to_value(&a).unwrap();
         assert_eq!(json["containerID"], "c1");

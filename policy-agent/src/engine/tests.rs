@@ -263,6 +263,7 @@ pub(crate) fn attachment(number: u32, pod: Option<(&str, &str)>) -> Attachment {
         addresses: vec![format!("10.1.0.{number}").parse().unwrap()],
         mtu: 1500,
         shaped: false,
+        apart: false,
     }
 }
 

@@ -105,6 +105,11 @@ pub(super) const ROWS: &[Row] = &[
         let result = node.add(pod).success();
         assert_eq!(node.add(pod).code(), 101);
         silent(&check(node, pod, &result));
+        // Under another name it is another attachment.
+        let change = [("CNI_IFNAME", Some("eth1"))];
+        with(node, pod, &change, &node.conf().to_string()).success();
+        with(node, pod, &[change[0], ("CNI_COMMAND", Some("DEL"))], &node.conf().to_string()).success();
+        silent(&check(node, pod, &result));
     }),
     row("§2 ADD", "REQUIRED: CNI_COMMAND, CNI_CONTAINERID, CNI_NETNS, CNI_IFNAME", |node, pod| {
         required(node, pod, "ADD", &["CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"]);

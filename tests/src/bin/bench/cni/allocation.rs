@@ -56,6 +56,7 @@ fn once(run: &RunDir, sets: &[Vec<Pool>], number: usize) -> Result<f64> {
         addresses,
         mtu: 1500,
         shaped: false,
+        apart: false,
     };
     let failed = |e: fairlead_cni::error::CniError| anyhow::anyhow!("{}: {}", e.code, e.msg);
     let start = Instant::now();
