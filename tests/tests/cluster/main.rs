@@ -9,6 +9,7 @@ mod lifecycle;
 mod locked;
 mod path;
 mod soak;
+mod vlan;
 
 use std::net::SocketAddr;
 use std::time::Duration;

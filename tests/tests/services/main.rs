@@ -1,6 +1,7 @@
 //! Services and policy: kube-proxy's own rules in the nodes' namespaces, real agents, real connections.
 #![expect(clippy::unwrap_used, reason = "tests, and what they share")]
 
+mod fragments;
 mod revoked;
 mod scene;
 mod table;

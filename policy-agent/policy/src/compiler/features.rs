@@ -353,7 +353,8 @@ fn anchor(world: &World, scope: Scope, pods: Selector) -> Anchor {
     }
 }
 
-/// The indexed groups that a peer selector matches.
+/// The indexed groups that a peer selector matches. They are sought from its rarer side: a label of the pods, or the
+/// namespaces.
 fn matching_groups(world: &World, scope: Scope, pods: Selector) -> Vec<Group> {
     let vocabulary = &world.vocabulary;
     let fits = |group: &Group| {
@@ -364,13 +365,19 @@ fn matching_groups(world: &World, scope: Scope, pods: Selector) -> Vec<Group> {
         Scope::Own(namespace) => return world.groups_of(namespace).filter(fits).collect(),
         Scope::Matching(namespaces) => namespaces,
     };
-    let Some(labels) = vocabulary.required_labels(pods) else {
+    let by_label = vocabulary.required_labels(pods).filter(|labels| {
+        vocabulary.required_labels(namespaces).is_none_or(|of_namespaces| {
+            let inside =
+                world.namespaces_with(of_namespaces).flat_map(|namespace| world.groups_of(namespace));
+            ends_first(world.groups_with(labels), inside)
+        })
+    });
+    let Some(labels) = by_label else {
         let inside = world.candidate_namespaces(namespaces).into_iter();
         let inside = inside.filter(|&namespace| scope_holds(world, scope, namespace));
         return inside.flat_map(|namespace| world.groups_of(namespace)).filter(fits).collect();
     };
-    let with_label = |&label: &Label| world.by_label.range((label, 0)..=(label, Group::MAX));
-    let groups: BTreeSet<Group> = labels.iter().flat_map(with_label).map(|&(_, group)| group).collect();
+    let groups: BTreeSet<Group> = world.groups_with(labels).collect();
     // Only the namespaces of pods that fit are asked, each once.
     let mut holds = BTreeMap::<NamespaceId, bool>::new();
     let mut inside = |group: &Group| {
@@ -378,4 +385,10 @@ fn matching_groups(world: &World, scope: Scope, pods: Selector) -> Vec<Group> {
         *holds.entry(namespace).or_insert_with(|| scope_holds(world, scope, namespace))
     };
     groups.into_iter().filter(|group| fits(group) && inside(group)).collect()
+}
+
+/// Whether one has no more items than the other; takes no more steps than the shorter has.
+fn ends_first(one: impl Iterator, other: impl Iterator) -> bool {
+    let mut other = other.fuse();
+    one.map(|_| other.next()).all(|item| item.is_some())
 }

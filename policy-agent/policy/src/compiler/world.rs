@@ -160,13 +160,25 @@ impl World {
         let Some(labels) = self.vocabulary.required_labels(selector) else {
             return self.namespace_ids().collect();
         };
-        let with = |&label: &Label| {
-            self.namespaces_by_label.range((label, 0)..=(label, NamespaceId::MAX)).map(|&(_, id)| id)
-        };
-        let mut ids: Vec<_> = labels.iter().flat_map(with).collect();
+        let mut ids: Vec<_> = self.namespaces_with(labels).collect();
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// Namespaces with any of some labels, once for each.
+    pub(super) fn namespaces_with(&self, labels: &[Label]) -> impl Iterator<Item = NamespaceId> {
+        let with = |&label: &Label| {
+            self.namespaces_by_label.range((label, 0)..=(label, NamespaceId::MAX)).map(|&(_, id)| id)
+        };
+        labels.iter().flat_map(with)
+    }
+
+    /// Indexed groups with any of some labels, once for each.
+    pub(super) fn groups_with(&self, labels: &[Label]) -> impl Iterator<Item = Group> {
+        let with =
+            |&label: &Label| self.by_label.range((label, 0)..=(label, Group::MAX)).map(|&(_, group)| group);
+        labels.iter().flat_map(with)
     }
 
     /// The id of a namespace that is known or referred to.
