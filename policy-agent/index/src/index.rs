@@ -1,7 +1,9 @@
 //! What holds of what sources say.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairlead_api::status::Problem;
 use fairlead_policy::model::{Node, ObjectKey};
@@ -40,6 +42,8 @@ type OfKind = BTreeMap<Box<str>, BTreeMap<Box<str>, Known>>;
 pub struct Index {
     known: BTreeMap<Kind, OfKind>,
     nodes: BTreeMap<String, Node>,
+    /// [`Self::nodes`], since one of them changed: with thousands of nodes too dear for every change of a pod.
+    disjoint: OnceCell<Nodes>,
     services: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What is wrong with objects.
     problems: BTreeMap<ObjectId, Vec<Problem>>,
@@ -51,7 +55,7 @@ pub struct Index {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nodes {
     /// The nodes by name, without the pod CIDRs that another node has.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Arc<BTreeMap<String, Node>>,
     /// The pod CIDRs that were left out.
     pub problems: Vec<Problem>,
 }
@@ -114,6 +118,7 @@ impl Index {
         };
         match &object {
             Object::Node(node) => {
+                self.disjoint.take();
                 self.nodes.insert(node.name.clone(), node.clone());
             }
             Object::Service(service) => {
@@ -135,7 +140,10 @@ impl Index {
         }
         self.problems.remove(id);
         match id.kind {
-            Kind::Node => drop(self.nodes.remove(&id.key.name)),
+            Kind::Node => {
+                self.disjoint.take();
+                self.nodes.remove(&id.key.name);
+            }
             Kind::Service => drop(self.services.remove(&id.key)),
             Kind::Namespace | Kind::Pod | Kind::NetworkPolicy | Kind::EndpointSlice => {}
         }
@@ -177,9 +185,13 @@ impl Index {
     }
 
     /// The nodes; of two with overlapping pod CIDRs the first by name keeps its own.
-    pub fn nodes(&self) -> Nodes {
+    pub fn nodes(&self) -> &Nodes {
+        self.disjoint.get_or_init(|| self.disjoint_nodes())
+    }
+
+    fn disjoint_nodes(&self) -> Nodes {
         let mut taken: Vec<BTreeMap<IpAddr, (IpAddr, String, IpNetwork)>> = vec![BTreeMap::new(); 2];
-        let mut result = Nodes::default();
+        let (mut nodes, mut problems) = (BTreeMap::new(), Vec::new());
         for (name, node) in &self.nodes {
             let mut kept = node.clone();
             kept.pod_cidrs.clear();
@@ -190,7 +202,7 @@ impl Index {
                 // the only one that can reach in.
                 let overlap = family.range(..=last).next_back().filter(|(_, (end, ..))| *end >= first);
                 if let Some((_, (_, owner, theirs))) = overlap {
-                    result.problems.push(Problem {
+                    problems.push(Problem {
                         object: Some(format!("Node {name}")),
                         field: Some(format!("spec.podCIDRs[{i}]")),
                         message: format!(
@@ -204,16 +216,16 @@ impl Index {
                 family.insert(first, (last, name.clone(), *cidr));
                 kept.pod_cidrs.push(*cidr);
             }
-            result.nodes.insert(name.clone(), kept);
+            nodes.insert(name.clone(), kept);
         }
-        result
+        Nodes { nodes: nodes.into(), problems }
     }
 
     /// Everything that is wrong with what the sources say, sorted.
     pub fn problems(&self) -> Vec<Problem> {
         let objects = self.problems.values().flatten();
         let mut all: Vec<Problem> = self.source_problems.iter().chain(objects).cloned().collect();
-        all.extend(self.nodes().problems);
+        all.extend(self.nodes().problems.iter().cloned());
         all.sort();
         all
     }

@@ -449,3 +449,21 @@ fn of_two_nodes_with_one_cidr_the_first_by_name_keeps_it() {
     index.delete(&ObjectId { kind: Kind::Node, key: ObjectKey::new("", "a") });
     assert_eq!(index.nodes().nodes["b"].pod_cidrs.len(), 2);
 }
+
+/// With thousands of nodes, what another kind's change costs must not grow with them.
+#[test]
+fn nodes_are_gone_through_again_only_when_one_of_them_changes() {
+    let object = |kind: &str, name: &str| {
+        parsed(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}))
+    };
+    let mut index = Index::default();
+    index.apply(object("Node", "a"));
+    let before = std::sync::Arc::clone(&index.nodes().nodes);
+    index.apply(object("Namespace", "n"));
+    index.problems();
+    assert!(std::sync::Arc::ptr_eq(&before, &index.nodes().nodes));
+    index.apply(object("Node", "b"));
+    assert_eq!(index.nodes().nodes.keys().collect::<Vec<_>>(), ["a", "b"]);
+    index.delete(&ObjectId { kind: Kind::Node, key: ObjectKey::new("", "a") });
+    assert_eq!(index.nodes().nodes.keys().collect::<Vec<_>>(), ["b"]);
+}

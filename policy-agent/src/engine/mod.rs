@@ -221,7 +221,7 @@ impl<E: Enforcer> Engine<E> {
             Effect::Set(Object::Pod(pod)) => self.compiler.set_pod(&pod),
             Effect::Set(Object::NetworkPolicy(policy)) => self.compiler.set_policy(&policy),
             Effect::Set(Object::Node(_)) => {
-                self.nodes = Arc::new(self.index.nodes().nodes);
+                self.nodes = self.index.nodes().nodes.clone();
                 self.addresses_told = false;
             }
             Effect::Set(Object::Service(_)) => self.addresses_told = false,
@@ -231,7 +231,7 @@ impl<E: Enforcer> Engine<E> {
                 Kind::Pod => self.compiler.remove_pod(&id.key),
                 Kind::NetworkPolicy => self.compiler.remove_policy(&id.key),
                 Kind::Node => {
-                    self.nodes = Arc::new(self.index.nodes().nodes);
+                    self.nodes = self.index.nodes().nodes.clone();
                     self.addresses_told = false;
                 }
                 Kind::Service => self.addresses_told = false,

@@ -44,7 +44,8 @@ fn tier(number: usize) -> &'static str {
     ["front", "back", "data"][number % 3]
 }
 
-fn namespace_name(number: usize) -> String {
+/// Name of the `number`th namespace.
+pub(crate) fn namespace_name(number: usize) -> String {
     format!("team-{:03}-{number}", number % 200)
 }
 
@@ -103,7 +104,7 @@ impl Population {
         pod["spec"]["containers"][0]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
         pod["status"] = json!({
             "phase": "Running", "podIP": address,
-            "podIPs": [{"ip": address}, {"ip": format!("fd11::{number:x}")}],
+            "podIPs": [{"ip": address}, {"ip": format!("fd11::{:x}:{:x}", number >> 16, number & 0xffff)}],
         });
         pod
     }
@@ -152,14 +153,26 @@ impl Population {
         world::policy(&namespace_name(namespace), &format!("policy-{p:04}"), spec)
     }
 
+    /// Its namespaces.
+    pub(crate) fn namespace_objects(self) -> impl Iterator<Item = Object> + Send {
+        (0..self.namespaces()).map(Self::namespace)
+    }
+
+    /// Its pods.
+    pub(crate) fn pod_objects(self) -> impl Iterator<Item = Object> + Send {
+        (0..self.pods).map(Self::pod)
+    }
+
+    /// Its policies.
+    pub(crate) fn policy_objects(self) -> impl Iterator<Item = Object> + Send {
+        (0..self.policies).map(move |number| self.policy(number))
+    }
+
     /// Writes it, and takes away what another had written.
     pub(crate) fn write(self, world: &World) -> Result<()> {
         world.remove_all("population-")?;
-        let namespaces = (0..self.namespaces()).map(Self::namespace);
-        let pods = (0..self.pods).map(Self::pod);
-        let policies = (0..self.policies).map(|number| self.policy(number));
         let (mut text, mut files) = (String::new(), 0);
-        for object in namespaces.chain(pods).chain(policies) {
+        for object in self.namespace_objects().chain(self.pod_objects()).chain(self.policy_objects()) {
             text.push_str(&serde_json::to_string(&object)?);
             text.push('\n');
             if text.len() > FILE {
