@@ -45,6 +45,8 @@ struct Used {
     flows: f64,
     /// All other maps.
     tables: f64,
+    /// Processor time that the agent has taken so far, in seconds.
+    processor: f64,
 }
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
@@ -94,8 +96,13 @@ async fn started(cluster: &mut Cluster, world: Population) -> Result<Used> {
 
 fn used(process: u32) -> Result<Used> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let mut used =
-        Used { agent: kib(&status, "VmRSS:")?, peak: kib(&status, "VmHWM:")?, flows: 0.0, tables: 0.0 };
+    let mut used = Used {
+        agent: kib(&status, "VmRSS:")?,
+        peak: kib(&status, "VmHWM:")?,
+        flows: 0.0,
+        tables: 0.0,
+        processor: processor_time(process)?,
+    };
     // By the kernel's ids: some maps are open more than once.
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir(format!("/proc/{process}/fdinfo"))? {
@@ -110,6 +117,17 @@ fn used(process: u32) -> Result<Used> {
         *sum += bytes as f64;
     }
     Ok(used)
+}
+
+/// Processor time of a process in user and kernel mode, in seconds.
+fn processor_time(process: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // proc_pid_stat(5): utime and stime are the 14th and 15th field, the second is in parentheses and may hold anything.
+    let after = stat.rsplit_once(')').context("no name in stat")?.1;
+    let ticks = after.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    let ticks: f64 = ticks.sum::<Result<f64, _>>().context("no times in stat")?;
+    let a_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no clock tick")?;
+    Ok(ticks / a_second as f64)
 }
 
 fn number(text: &str, key: &str) -> Option<u64> {
@@ -157,6 +175,8 @@ fn report(found: &BTreeMap<(usize, usize), Used>, watched: &Used) -> Result<Repo
     }
     let name = "memory.watched_mib.5000_nodes_150000_pods_10000_policies";
     report.figures.push(Figure::new(name, watched.agent / MIB, "MiB").at_most(LARGEST_MIB));
+    let an_object = watched.processor * 1e6 / LARGEST.count() as f64;
+    report.figures.push(Figure::new("memory.watched_cpu_us_per_object", an_object, "us"));
     report.text = format!(
         "A node with {ENDPOINTS} wired pods in clusters of several sizes; an agent that was started afresh, the world\n\
          from a directory of manifests, of which the agent keeps what each file defines besides what it compiles.\n\
@@ -164,7 +184,7 @@ fn report(found: &BTreeMap<(usize, usize), Used>, watched: &Used) -> Result<Repo
          them. The maps of flows are made whole at the start, whatever there is in them.\n\n{}\n\
          Beside that, a server that speaks as an API server does (streamed lists, objects with what nobody reads of them)\n\
          tells of {} nodes, {} pods, {} policies, {} Services and as many EndpointSlices: {:.1} MiB, at the peak {:.1} MiB,\n\
-         {:.1} MiB of tables.\n\n\
+         {:.1} MiB of tables. Until all was in force the agent took {:.1} s of processor time, {:.0} us for each object.\n\n\
          What one more costs, from {} to {} pods at {} policies and from {} to {} policies at {} pods:\n\n{}",
         table(&["pods", "policies", "agent, MiB", "its peak, MiB", "tables, MiB", "flows, MiB"], &rows),
         LARGEST.nodes,
@@ -174,6 +194,8 @@ fn report(found: &BTreeMap<(usize, usize), Used>, watched: &Used) -> Result<Repo
         watched.agent / MIB,
         watched.peak / MIB,
         watched.tables / MIB,
+        watched.processor,
+        an_object,
         PODS[USUAL],
         PODS[2],
         POLICIES[USUAL],

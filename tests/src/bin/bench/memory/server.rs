@@ -50,6 +50,17 @@ struct Asked {
 }
 
 impl Everything {
+    /// Number of objects.
+    pub(crate) fn count(self) -> usize {
+        let Self { nodes, population, endpoints, services } = self;
+        1 + nodes
+            + population.namespace_objects().count()
+            + endpoints
+            + population.pods
+            + population.policies
+            + 2 * services
+    }
+
     /// Objects of a kind, by the name that it has in URLs.
     fn objects(self, plural: &str) -> Option<Box<dyn Iterator<Item = Object> + Send>> {
         let Self { nodes, population, endpoints, services } = self;
