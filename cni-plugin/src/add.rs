@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use fairlead_api::client::{Client, ClientError, endpoint_path};
+use fairlead_api::client::{Asked, Client, ClientError, Connection, endpoint_path};
 use fairlead_api::{Attachment, EndpointStatus, ErrorCode, Mac, NodeInfo, RunDir};
 use fairlead_ipam::Owner;
 use ipnetwork::IpNetwork;
@@ -46,9 +46,10 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
         .map_err(|e| CniError::new(code::TRY_AGAIN, format!("the agent's programs are not there: {e}")))?;
     let netns = open_netns(environment)?;
     // Before anything is made: an agent that is not there will not unlock it.
-    std::os::unix::net::UnixStream::connect(run.socket()).map_err(|e| {
-        CniError::new(code::TRY_AGAIN, format!("the agent is away: {}: {e}", run.socket().display()))
-    })?;
+    let agent = Client::new(run.socket())
+        .with_timeout(FAREWELL)
+        .connect()
+        .map_err(|e| CniError::new(code::TRY_AGAIN, format!("the agent is away: {e}")))?;
     let wanted = wanted(environment, config, &node)?;
     let delegate = Delegate::of(config, environment);
     if let Some(delegate) = &delegate {
@@ -89,11 +90,12 @@ pub fn add(environment: &Environment, config: &Config, log: &mut Log) -> Result<
 
     let attempt = Attempt { run: &run, node: &node, netns: &netns, trampolines: &trampolines };
     let mut attachment = attachment;
+    let mut agent = Some(agent);
     let mut tries = 0;
     loop {
         tries += 1;
         let mut made = Made::default();
-        let failure = match attempt.wire(&mut attachment, config, &mut made, log) {
+        let failure = match attempt.wire(&mut attachment, config, agent.take(), &mut made, log) {
             Ok(()) => return Ok(success(&attachment, dns, config)),
             Err(failure) => failure,
         };
@@ -248,21 +250,22 @@ impl Attempt<'_> {
         &self,
         a: &mut Attachment,
         config: &Config,
+        agent: Option<Connection>,
         made: &mut Made,
         log: &mut Log,
     ) -> Result<(), Failure> {
         let mut host = Netlink::open().map_err(kernel)?;
         self.create(&mut host, a, made)?;
         log.step("create");
+        // The agent works while the rest is wired: with the trampolines attached it has all that it needs.
+        let asked = self.ask(agent, a, made);
+        log.step("ask");
         host.all(wire::host_side(a)).map_err(kernel)?;
         log.step("host");
         self.configure(a)?;
         settle(&mut host, a.host_ifindex).map_err(kernel)?;
         log.step("pod");
-        let limit = Duration::from_millis(self.node.add_timeout_ms) + GRACE;
-        let client = Client::new(self.run.socket()).with_timeout(limit);
-        made.told = true;
-        let answer = client.put::<_, EndpointStatus>("/v1/endpoints", &*a);
+        let answer = asked.and_then(Asked::answer::<EndpointStatus>);
         log.step("agent");
         match answer {
             Ok(status) if status.unlocked => Ok(()),
@@ -272,6 +275,17 @@ impl Attempt<'_> {
             ))),
             Err(error) => Err(self.refusal(error, config)),
         }
+    }
+
+    /// Asks the agent to unlock the endpoint once its policy is in place.
+    fn ask(&self, agent: Option<Connection>, a: &Attachment, made: &mut Made) -> Result<Asked, ClientError> {
+        let limit = Duration::from_millis(self.node.add_timeout_ms) + GRACE;
+        let agent = match agent {
+            Some(agent) => agent.with_timeout(limit),
+            None => Client::new(self.run.socket()).with_timeout(limit).connect()?,
+        };
+        made.told = true;
+        agent.put("/v1/endpoints", a)
     }
 
     fn refusal(&self, error: ClientError, config: &Config) -> Failure {

@@ -70,3 +70,30 @@ impl Log {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_put_aside_when_it_is_long_and_one_of_before_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, before) = (dir.path().join("cni.log"), dir.path().join("cni.log.1"));
+        let read = |path: &Path| fs::read_to_string(path).unwrap();
+        let mut log = Log::default();
+        log.note("something");
+        log.step("reserve");
+        log.finish(Some(dir.path()), "ADD c1 eth0", "done");
+        let lines = read(&file);
+        assert!(lines.contains(" ADD c1 eth0: something\n") && lines.contains(" ADD c1 eth0: done total="));
+        for turn in 0..3 {
+            fs::write(&file, format!("{turn}").repeat(LONGEST as usize + 1)).unwrap();
+            log.finish(Some(dir.path()), "DEL c1 eth0", "done");
+            assert_eq!(read(&file).lines().count(), 2);
+            assert!(read(&before).starts_with(&format!("{turn}{turn}")));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        // Where it cannot be written nobody fails.
+        log.finish(Some(Path::new("/nowhere")), "DEL c1 eth0", "done");
+    }
+}

@@ -14,8 +14,10 @@ fn main() -> ExitCode {
     let answer = fairlead_cni::command::run(&variable, &input);
     let mut written = Ok(());
     if let Some(output) = answer.output {
+        // In one write: the runtime reads a pipe.
+        let text = format!("{output:#}\n");
         let mut stdout = io::stdout().lock();
-        written = writeln!(stdout, "{output:#}").and_then(|()| stdout.flush());
+        written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     }
     if answer.failed || written.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -14,6 +14,9 @@ const ERROR_TEXT: u16 = 1;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
+/// Longest answer, in bytes: the kernel makes none that is longer.
+const LONGEST_ANSWER: usize = 64 << 10;
+
 /// One message of a batch.
 #[derive(Debug)]
 pub struct Request {
@@ -48,6 +51,8 @@ impl NetlinkError {
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
+    /// Room for an answer, kept: to clear it for each costs more than the answer.
+    buffer: Vec<u8>,
 }
 
 impl AsRawFd for Netlink {
@@ -69,7 +74,7 @@ impl Netlink {
         socket.set_cap_ack(true)?;
         // Older kernels dump more than was asked for.
         let _ = socket.set_netlink_get_strict_chk(true);
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, sequence: 0, buffer: vec![0; LONGEST_ANSWER] })
     }
 
     /// A request as it goes over the wire, for whoever sends it by himself.
@@ -91,24 +96,26 @@ impl Netlink {
         let first = self.sequence + 1;
         let mut bytes = Vec::with_capacity(2048);
         let whats: Vec<&'static str> = requests.iter().map(|r| r.what).collect();
-        for request in requests {
-            self.append(&mut bytes, request.message, NLM_F_ACK | request.flags);
+        let last = whats.len() - 1;
+        for (i, request) in requests.into_iter().enumerate() {
+            // What is refused is told in any case; after the last there is nothing more to wait for.
+            let acknowledge = if i == last { NLM_F_ACK } else { 0 };
+            self.append(&mut bytes, request.message, acknowledge | request.flags);
         }
         self.send(&bytes)?;
-        let mut results: Vec<Option<Result<(), NetlinkError>>> = whats.iter().map(|_| None).collect();
-        let mut missing = whats.len();
-        while missing > 0 {
-            let answer = self.receive()?;
-            for (sequence, kind, payload) in messages(&answer) {
+        let mut results: Vec<Result<(), NetlinkError>> = whats.iter().map(|_| Ok(())).collect();
+        loop {
+            for (sequence, kind, payload) in messages(self.receive()?) {
                 let Some(i) = sequence.checked_sub(first).map(|i| i as usize) else { continue };
-                if kind != libc::NLMSG_ERROR as u16 || i >= whats.len() || results[i].is_some() {
+                if kind != libc::NLMSG_ERROR as u16 || i > last {
                     continue;
                 }
-                results[i] = Some(outcome(whats[i], payload));
-                missing -= 1;
+                results[i] = outcome(whats[i], payload);
+                if i == last {
+                    return Ok(results);
+                }
             }
         }
-        Ok(results.into_iter().flatten().collect())
     }
 
     /// Sends all of `requests` in one go; the first that was refused is the error.
@@ -145,13 +152,13 @@ impl Netlink {
         self.send(&bytes)?;
         let mut found = Vec::new();
         loop {
-            let answer = self.receive()?;
-            let mut rest = answer.as_slice();
+            let sequence = self.sequence;
+            let mut rest = self.receive()?;
             while rest.len() >= HEADER {
                 let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
                     .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
                 let length = (message.header.length as usize).max(HEADER).next_multiple_of(4);
-                let ours = message.header.sequence_number == self.sequence;
+                let ours = message.header.sequence_number == sequence;
                 match message.payload {
                     NetlinkPayload::Done(_) if ours => return Ok(found),
                     NetlinkPayload::Error(e) if ours => {
@@ -184,24 +191,22 @@ impl Netlink {
 
     /// rtnetlink works during `send`, so an answer that is not there will never be: rather an error
     /// than a plugin that hangs.
-    fn receive(&self) -> io::Result<Vec<u8>> {
-        let mut buffer = vec![0_u8; 64 * 1024];
+    fn receive(&mut self) -> io::Result<&[u8]> {
         loop {
             // SAFETY: `buffer` has that many bytes.
             let n = unsafe {
                 libc::recv(
                     self.socket.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
-                    buffer.len(),
+                    self.buffer.as_mut_ptr().cast(),
+                    self.buffer.len(),
                     libc::MSG_DONTWAIT | libc::MSG_TRUNC,
                 )
             };
             match usize::try_from(n) {
-                Ok(n) if n <= buffer.len() => {
-                    buffer.truncate(n);
-                    return Ok(buffer);
+                Ok(n) => {
+                    let cut_short = || io::Error::other("an answer of the kernel was cut short");
+                    return self.buffer.get(..n).ok_or_else(cut_short);
                 }
-                Ok(_) => return Err(io::Error::other("an answer of the kernel was cut short")),
                 Err(_) => {
                     let error = io::Error::last_os_error();
                     if error.kind() != io::ErrorKind::Interrupted {

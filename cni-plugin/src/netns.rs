@@ -47,20 +47,24 @@ impl Netns {
         self.0.as_raw_fd()
     }
 
-    /// Runs something in it, on a thread of its own: were the way back to fail, nothing else would
-    /// run on in the wrong namespace.
+    /// Runs something in it and comes back. Were the way back to fail, nothing would run on in the wrong
+    /// namespace: the process ends there, which leaves no more than a kill does.
     ///
     /// # Errors
     /// Where it cannot be entered, or what `run` says.
-    pub fn within<T: Send>(&self, run: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    nix::sched::setns(&self.0, nix::sched::CloneFlags::CLONE_NEWNET)?;
-                    run()
-                })
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace ended")))
-        })
+    pub fn within<T>(&self, run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        /// Goes home when dropped.
+        struct Abroad(File);
+        impl Drop for Abroad {
+            fn drop(&mut self) {
+                if nix::sched::setns(&self.0, nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                    std::process::abort();
+                }
+            }
+        }
+        let home = File::open("/proc/thread-self/ns/net")?;
+        nix::sched::setns(&self.0, nix::sched::CloneFlags::CLONE_NEWNET)?;
+        let _abroad = Abroad(home);
+        run()
     }
 }
