@@ -189,7 +189,7 @@ fn report(
     report.text = format!(
         "Whole processes from spawn to exit, dual-stack, in milliseconds, {} rounds, each of all in turn.\n\
          `ptp` and `bridge` with host-local and without masquerade; Fairlead with its agent, and {} policies\n\
-         in force that select the pod. *Gone* is when the kernel announces that the link is no more; `ptp` and\n\
+         in force that select the pod. What they write lies on a tmpfs. *Gone* is when the kernel announces that the link is no more; `ptp` and\n\
          `bridge` then still wait until its memory is freed. With IPv6, `ptp` and `bridge` look whether addresses\n\
          have settled, and look again after 50 ms (duplicate address detection, which would take a second, is off\n\
          here); so `ptp` with IPv4 alone stands beside them.\n\n{}\n",
