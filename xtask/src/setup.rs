@@ -11,7 +11,7 @@ use crate::process::{self, Privilege, output};
 use crate::workspace;
 
 /// Debian's packages that only tests and benchmarks need.
-const TEST_PACKAGES: [&str; 14] = [
+const TEST_PACKAGES: [&str; 15] = [
     // tc, which a test asks what is attached.
     "iproute2",
     // The rules of kube-proxy, and what Fairlead is measured beside.
@@ -20,8 +20,9 @@ const TEST_PACKAGES: [&str; 14] = [
     "ipset",
     // Chained plugins, delegated IPAM, and what Fairlead is measured beside.
     "containernetworking-plugins",
-    // A caller of CNI that is no Kubernetes.
+    // A caller of CNI that is no Kubernetes, and what it runs containers with: runc needs cgroups.
     "podman",
+    "crun",
     // Nodes of a cluster, and what tests call in their containers.
     "containerd",
     "runc",

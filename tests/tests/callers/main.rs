@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests, and what they share")]
 
 mod chained;
+mod killed;
+mod podman;
 mod verbs;
 
 use std::os::unix::fs::symlink;
