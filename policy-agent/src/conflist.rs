@@ -130,6 +130,14 @@ fn spoken(executable: &Path) -> io::Result<Vec<String>> {
 /// # Errors
 /// Where the folder cannot be read.
 pub fn foreign(folder: &Path) -> io::Result<Vec<String>> {
+    Ok(others(folder)?.into_iter().map(|(_, what)| what).collect())
+}
+
+/// As [`foreign`], each with whether it comes before Fairlead's.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn others(folder: &Path) -> io::Result<Vec<(bool, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -140,13 +148,15 @@ pub fn foreign(folder: &Path) -> io::Result<Vec<String>> {
             continue;
         }
         let path = folder.join(&name);
-        found.push(if name.as_str() < CONFLIST {
+        let first = name.as_str() < CONFLIST;
+        let what = if first {
             format!("{} comes before {CONFLIST}: new pods are not Fairlead's, remove it", path.display())
         } else {
             format!("{} is another plugin's: not used while {CONFLIST} is there", path.display())
-        });
+        };
+        found.push((first, what));
     }
-    found.sort();
+    found.sort_by(|(_, a), (_, b)| a.cmp(b));
     Ok(found)
 }
 

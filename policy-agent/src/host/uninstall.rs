@@ -285,7 +285,8 @@ async fn rules(handle: &Handle) -> io::Result<Vec<RuleMessage>> {
     Ok(found)
 }
 
-fn shown(route: &RouteMessage) -> String {
+/// A route's destination, for people.
+pub(super) fn shown(route: &RouteMessage) -> String {
     use netlink_packet_route::route::{RouteAddress, RouteAttribute};
     let to = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(a)) => Some(a.to_string()),

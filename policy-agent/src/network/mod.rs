@@ -25,8 +25,10 @@ use crate::settings::Settings;
 use links::{Interface, Interfaces, Notice};
 use routes::Routes;
 
+pub(crate) use nft::{Closed, Ruleset};
+pub(crate) use plan::{METRIC, OVERHEAD};
 pub(crate) use routes::PROTOCOL;
-pub(crate) use sysctl::put_back;
+pub(crate) use sysctl::{put_back, wrong};
 
 /// Where the settings of the kernel that were changed are recorded.
 pub(crate) fn sysctl_journal(run: &fairlead_api::RunDir) -> std::path::PathBuf {

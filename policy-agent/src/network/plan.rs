@@ -23,7 +23,7 @@ pub const MAIN: u32 = 254;
 pub const PODS: u32 = 0x464c;
 
 /// What VXLAN adds to a packet in bytes: Ethernet, VXLAN, UDP, and IPv4 or IPv6.
-const OVERHEAD: [u32; 2] = [14 + 8 + 8 + 20, 14 + 8 + 8 + 40];
+pub(crate) const OVERHEAD: [u32; 2] = [14 + 8 + 8 + 20, 14 + 8 + 8 + 40];
 
 /// A route of Fairlead's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Settings under a directory like `/proc/sys/net`.
 struct Settings {
     root: PathBuf,
+    /// Whether settings that are wrong are put right, or only told of.
+    changes: bool,
+    wrong: Vec<(String, String, &'static str)>,
     problems: Vec<String>,
     changed: BTreeMap<String, Changed>,
 }
@@ -24,15 +27,29 @@ pub(crate) struct Changed {
 }
 
 impl Settings {
+    fn of(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            changes: true,
+            wrong: Vec::new(),
+            problems: Vec::new(),
+            changed: BTreeMap::new(),
+        }
+    }
+
     fn read(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.root.join(name)).ok().map(|text| text.trim().to_owned())
     }
 
     /// Sets `name` to `value` unless it is one of `good`.
-    fn ensure(&mut self, name: &str, good: &[&str], value: &str) {
+    fn ensure(&mut self, name: &str, good: &[&str], value: &'static str) {
         // Interface names may contain dots, so names are paths here.
         let there = self.read(name).unwrap_or_default();
         if good.contains(&there.as_str()) {
+            return;
+        }
+        if !self.changes {
+            self.wrong.push((name.to_owned(), there, value));
             return;
         }
         match fs::write(self.root.join(name), value) {
@@ -54,6 +71,13 @@ pub(super) fn set(uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> {
     set_in(&root(), uplink, ipv6, journal)
 }
 
+/// Settings that are not as routing pods needs them: name, what it is, and what would be right.
+pub(crate) fn wrong(uplink: &str, ipv6: bool) -> Vec<(String, String, &'static str)> {
+    let mut settings = Settings { changes: false, ..Settings::of(&root()) };
+    ensure_all(&mut settings, uplink, ipv6);
+    settings.wrong
+}
+
 /// In a container its own /proc/sys cannot be written to; the host's is mounted elsewhere.
 pub(super) fn root() -> PathBuf {
     let hosts = Path::new("/host/proc/sys/net");
@@ -61,7 +85,16 @@ pub(super) fn root() -> PathBuf {
 }
 
 fn set_in(root: &Path, uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> {
-    let mut settings = Settings { root: root.to_owned(), problems: Vec::new(), changed: BTreeMap::new() };
+    let mut settings = Settings::of(root);
+    ensure_all(&mut settings, uplink, ipv6);
+    if let Err(e) = record(journal, settings.changed) {
+        let message = format!("{}: {e}: an uninstall will not put sysctls back", journal.display());
+        settings.problems.push(message);
+    }
+    settings.problems
+}
+
+fn ensure_all(settings: &mut Settings, uplink: &str, ipv6: bool) {
     settings.ensure("ipv4/ip_forward", &["1"], "1");
     // Loose (2, RFC 3704 section 2.4) in place of strict (1), because a pod's answer may leave by
     // another way than its question came. Not off (0), which somebody else may have chosen and may
@@ -78,11 +111,6 @@ fn set_in(root: &Path, uplink: &str, ipv6: bool, journal: &Path) -> Vec<String> 
         }
         settings.ensure("ipv6/conf/all/forwarding", &["1"], "1");
     }
-    if let Err(e) = record(journal, settings.changed) {
-        let message = format!("{}: {e}: an uninstall will not put sysctls back", journal.display());
-        settings.problems.push(message);
-    }
-    settings.problems
 }
 
 /// Adds to what was recorded; what a setting was before the first change stays.

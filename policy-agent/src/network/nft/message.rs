@@ -21,7 +21,9 @@ pub(super) enum Kind {
     NewTable = 0,
     DeleteTable = 2,
     NewChain = 3,
+    GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
     NewSet = 9,
     NewElements = 12,
     DeleteElements = 14,
@@ -147,6 +149,13 @@ impl Batch {
 pub(super) fn question(kind: Kind, attributes: &Attributes) -> Vec<u8> {
     let mut batch = Batch { bytes: Vec::new(), sequence: 0, last: 0, messages: 0 };
     batch.push(kind, attributes);
+    batch.bytes
+}
+
+/// A question about all things of a kind, of all families.
+pub(super) fn asking(kind: Kind, flags: u16) -> Vec<u8> {
+    let mut batch = Batch { bytes: Vec::new(), sequence: 0, last: 0, messages: 0 };
+    batch.message(SUBSYSTEM << 8 | kind as u16, flags, 0, 0, &Attributes::default());
     batch.bytes
 }
 

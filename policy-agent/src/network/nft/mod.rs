@@ -7,6 +7,7 @@
 //!
 //! Tables of others are neither read nor changed. See docs/decisions/0015.
 
+mod dump;
 mod message;
 mod socket;
 mod table;
@@ -15,6 +16,7 @@ mod tests;
 
 use std::io;
 
+pub(crate) use dump::{Closed, Ruleset};
 use socket::Nfnetlink;
 pub(super) use table::{Contents, maximal};
 

@@ -11,6 +11,8 @@ use super::message::{Attributes, Batch, HEADER, Kind, question};
 const PATIENCE: libc::time_t = 10;
 /// `NLMSG_ERROR`
 const ERROR: u16 = 2;
+/// `NLMSG_DONE`
+const DONE: u16 = 3;
 
 /// A socket to nf_tables of the network namespace in which it was made.
 pub(super) struct Nfnetlink(Socket);
@@ -52,6 +54,29 @@ impl Nfnetlink {
                 // A batch that is refused as such is answered under its first message's number.
                 if sequence == answered || (sequence == 0 && code != 0) {
                     return first.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    /// Payloads of the answers to a question about all things of a kind.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn dump(&self, question: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.0.send_to(question, &SocketAddr::new(0, 0), 0)?;
+        let mut all = Vec::new();
+        loop {
+            let (bytes, _) = self.0.recv_from_full()?;
+            for (kind, _, payload) in messages(&bytes) {
+                match kind {
+                    DONE => return Ok(all),
+                    ERROR => {
+                        let code =
+                            payload.get(..4).and_then(|c| c.try_into().ok()).map_or(0, i32::from_ne_bytes);
+                        return Err(io::Error::from_raw_os_error(-code));
+                    }
+                    _ => all.push(payload.to_vec()),
                 }
             }
         }

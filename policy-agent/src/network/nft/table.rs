@@ -8,7 +8,8 @@ use ipnetwork::IpNetwork;
 
 use super::message::{Attributes, Batch, Kind, List, Meta, Rule, Verdict};
 
-const TABLE: &str = "fairlead";
+/// Its name.
+pub(super) const TABLE: &str = "fairlead";
 const MASQUERADE: &str = "masquerade";
 const LEAVING: &str = "leaving";
 const EXITS: &str = "exits";
