@@ -266,6 +266,7 @@ impl Network {
             uplink,
             routing: self.settings.routing,
             overlay: overlay.map(|interface| plan::Overlay { interface, id: self.settings.vxlan_id }),
+            mtu: self.settings.mtu.unwrap_or(mtu),
         });
         now.problems.extend(self.routes.reconcile(&plan).await);
         now.problems.extend(plan.problems);

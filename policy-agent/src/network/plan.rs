@@ -45,6 +45,9 @@ pub enum Way {
         address: IpAddr,
         /// The interface on that link.
         interface: u32,
+        /// What fits into the pods' interfaces there, in bytes, where that is less than into this one: so that
+        /// not each packet's first try comes back as too large.
+        mtu: Option<u32>,
     },
     /// Through the overlay.
     Overlay {
@@ -87,6 +90,8 @@ pub struct Site<'a> {
     pub routing: Routing,
     /// The overlay device, where [`Routing::tunnels`].
     pub overlay: Option<Overlay>,
+    /// MTU of pods in bytes.
+    pub mtu: u32,
 }
 
 /// What there should be.
@@ -199,29 +204,29 @@ impl Near {
     fn way(&self, site: &Site<'_>, node: &Node, ipv6: bool) -> Result<Way, String> {
         match site.routing {
             Routing::Vxlan => self.tunnel(site, node),
-            Routing::Auto => self.gateway(node, ipv6).map_or_else(|| self.tunnel(site, node), Ok),
+            Routing::Auto => self.gateway(site, node, ipv6).map_or_else(|| self.tunnel(site, node), Ok),
             Routing::Direct | Routing::None => {
                 let Some(address) = node.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6) else {
                     return Err("the node has no address of that family".to_owned());
                 };
                 // Where nodes have /32 or /128 addresses, others are on the link all the same.
                 let alone = self.alone[usize::from(ipv6)];
-                let on_link = alone.then_some(Way::Gateway { address, interface: site.uplink.index });
-                self.gateway(node, ipv6).or(on_link).ok_or_else(|| {
+                let on_link = alone.then(|| onto(site, address, site.uplink.index));
+                self.gateway(site, node, ipv6).or(on_link).ok_or_else(|| {
                     format!("{address} is on no link of this node (routing auto would use the overlay)")
                 })
             }
         }
     }
 
-    fn gateway(&self, node: &Node, ipv6: bool) -> Option<Way> {
+    fn gateway(&self, site: &Site<'_>, node: &Node, ipv6: bool) -> Option<Way> {
         let of_family = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
         let found = of_family.filter_map(|address| {
             let place = self.networks.iter().position(|(network, _)| network.contains(*address))?;
             Some((place, *address))
         });
         let (place, address) = found.min()?;
-        Some(Way::Gateway { address, interface: self.networks.get(place)?.1 })
+        Some(onto(site, address, self.networks.get(place)?.1))
     }
 
     fn tunnel(&self, site: &Site<'_>, node: &Node) -> Result<Way, String> {
@@ -235,6 +240,12 @@ impl Near {
         let mtu = site.uplink.mtu.saturating_sub(overhead);
         Ok(Way::Overlay { interface: overlay.interface, id: overlay.id, source, destination, mtu })
     }
+}
+
+/// The way to a node on the link of this interface.
+fn onto(site: &Site<'_>, address: IpAddr, interface: u32) -> Way {
+    let fits = site.interfaces.0.get(&interface).map_or(0, |i| i.mtu);
+    Way::Gateway { address, interface, mtu: (site.mtu < fits).then_some(site.mtu) }
 }
 
 fn length(ipv6: bool) -> u8 {

@@ -182,7 +182,10 @@ fn message(route: &Route) -> RouteMessage {
     let attributes = &mut message.attributes;
     attributes.push(RouteAttribute::Priority(metric(&route.by)));
     let (gateway, interface) = match &route.by {
-        Way::Gateway { address, interface } => (*address, *interface),
+        Way::Gateway { address, interface, mtu } => {
+            attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+            (*address, *interface)
+        }
         Way::Overlay { interface, id, source, destination, mtu } => {
             let (kind, encap) = tunnel(u64::from(*id), *source, *destination);
             attributes.push(RouteAttribute::EncapType(kind));
@@ -308,7 +311,7 @@ fn read(message: &RouteMessage) -> Option<Route> {
             Some(destination) => {
                 Way::Overlay { interface: interface?, id: id?, source: source?, destination, mtu: mtu? }
             }
-            None => Way::Gateway { address: gateway?, interface: interface? },
+            None => Way::Gateway { address: gateway?, interface: interface?, mtu },
         },
         _ => return None,
     };

@@ -57,6 +57,7 @@ async fn planned(handle: &Handle, nodes: &BTreeMap<String, Node>, wanted: &overl
         uplink: interfaces.by_name("up0").unwrap(),
         routing: Routing::Vxlan,
         overlay: Some(Overlay { interface: index, id: 5 }),
+        mtu: wanted.mtu,
     });
     assert_eq!(plan.problems, Vec::<String>::new());
     plan

@@ -39,7 +39,7 @@ async fn uplink(handle: &Handle) -> u32 {
 
 fn route(to: &str, via: Option<&str>, interface: u32) -> Route {
     let by = match via {
-        Some(address) => Way::Gateway { address: address.parse().unwrap(), interface },
+        Some(address) => Way::Gateway { address: address.parse().unwrap(), interface, mtu: None },
         None => Way::Unreachable,
     };
     Route { table: MAIN, to: to.parse().unwrap(), by }
@@ -123,6 +123,17 @@ fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
         third.remove(&route("fd00:9::/64", Some("2001:db8::5"), up));
         third.remove(&route("10.9.1.0/24", Some("192.0.2.5"), up));
         assert_eq!(there(&handle).await, third);
+        // Pods there take less than the link, then as much as it does.
+        for mtu in [Some(1450), Some(1400), None] {
+            let mut narrow = third.clone();
+            for (to, via) in [("10.1.4.0/24", "192.0.2.4"), ("fd00:2::/64", "2001:db8::22")] {
+                narrow.remove(&route(to, Some(via), up));
+                let by = Way::Gateway { address: via.parse().unwrap(), interface: up, mtu };
+                narrow.insert(Route { by, ..route(to, None, up) });
+            }
+            assert_eq!(reconciled(&handle, &narrow).await, Vec::<String>::new());
+            assert_eq!(there(&handle).await, narrow);
+        }
         // A node that is on the link, though no address of ours says so.
         third.insert(route("10.1.5.0/24", Some("198.51.100.1"), up));
         third.insert(route("fd00:5::/64", Some("2001:db8:5::1"), up));
