@@ -17,9 +17,11 @@
 //! The executables are the real ones, from `target/dist` or from where `FAIRLEAD_DIST` says.
 
 pub mod agent;
+pub mod capture;
 pub mod cluster;
 pub mod control_plane;
 pub mod datagram;
+pub mod echo;
 pub mod fabric;
 pub mod http;
 pub mod interrupt;

@@ -1,10 +1,16 @@
 //! The node's network in namespaces: real agents, the real CNI executable, real connections.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests, and what they share")]
 
+mod churn;
+mod header;
 mod masquerade;
+mod model;
+mod offload;
+mod size;
 mod topology;
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use fairlead_tests::cluster::Cluster;
@@ -32,6 +38,15 @@ fn two_nodes() -> Vec<Object> {
 async fn add(cluster: &mut Cluster, name: &str, node: &str) {
     cluster.apply(&world::pod(NS, name, node, &[PORT])).unwrap();
     cluster.wire(NS, name).await.unwrap().listen(PORT).await.unwrap();
+}
+
+/// What commands say in a namespace, the first of which that fails ends the test.
+async fn shell(namespace: &Namespace, script: &str) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-euc", script]);
+    let output = namespace.run(move || command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 async fn open(from: &Namespace, to: IpAddr) -> Connection {
