@@ -13,7 +13,7 @@ use crate::packet::{PACKET_HOST, Skb};
 use crate::steps::Steps;
 use crate::tables::{Maps, state, tunnel4, tunnel6};
 use crate::trampoline::raw;
-use crate::uplink::answer;
+use crate::uplink::honest;
 use crate::verdict::{Counted, act, drop_here};
 
 /// tc ingress of the overlay device: what other nodes sent through a tunnel.
@@ -74,7 +74,7 @@ where
         let _ = unsafe { bpf_skb_change_type(skb.0, PACKET_HOST) };
     }
     if matches!(verdict, Verdict::Pass { .. }) {
-        return answer(skb, state);
+        return honest(skb, state);
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };

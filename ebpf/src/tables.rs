@@ -9,9 +9,9 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, Rin
 use fairlead_common::flow::{FlowTables, Opening};
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, Banked, DropKey, Endpoint, EventLimit, EventLosses, FirstFragment, Flow, FlowKey,
-    FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending, PendingKey,
-    PortClasses, PortSet, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
+    AddressInfo, Banked, DropKey, EXITS, Endpoint, EventLimit, EventLosses, Exit, FirstFragment, Flow,
+    FlowKey, FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS, Passed, Pending,
+    PendingKey, PortClasses, PortSet, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -65,6 +65,10 @@ static TUNNELS6: HashMap<[u32; 4], u32> = HashMap::with_max_entries(65_536, NO_P
 static REMOTES4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "remotes6")]
 static REMOTES6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "exits4")]
+static EXITS4: Array<Exit> = Array::with_max_entries(EXITS, 0);
+#[map(name = "exits6")]
+static EXITS6: Array<Exit> = Array::with_max_entries(EXITS, 0);
 #[map(name = "flows4")]
 static FLOWS4: LruHashMap<FlowKey<u32>, Shared<Flow>> = LruHashMap::with_max_entries(131_072, 0);
 #[map(name = "flows6")]
@@ -211,7 +215,7 @@ impl PolicyTables for Maps {
 }
 
 macro_rules! family {
-    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $remotes:ident, $flows:ident, $pending:ident, $fragments:ident, $old_flows:ident, $old_pending:ident, $old_fragments:ident) => {
+    ($address:ty, $bits:literal, $peers:ident, $cidrs:ident, $addresses:ident, $remotes:ident, $exits:ident, $flows:ident, $pending:ident, $fragments:ident, $old_flows:ident, $old_pending:ident, $old_fragments:ident) => {
         impl PeerTables<$address> for Maps {
             #[inline(always)]
             fn peer(&self, address: &$address) -> Option<&Banked> {
@@ -334,6 +338,14 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn exit(&self, node: u32) -> Exit {
+                match $exits.get(node) {
+                    Some(exit) => *exit,
+                    None => Exit { ifindex: 0, mtu: 0 },
+                }
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<FirstFragment> {
                 // SAFETY: see `flow`; a reused element is another allowed datagram's.
                 if let Some(first) = unsafe { $fragments.get(key) } {
@@ -364,6 +376,7 @@ family!(
     CIDRS4,
     ADDRESSES4,
     REMOTES4,
+    EXITS4,
     FLOWS4,
     PENDING4,
     FRAGMENTS4,
@@ -378,6 +391,7 @@ family!(
     CIDRS6,
     ADDRESSES6,
     REMOTES6,
+    EXITS6,
     FLOWS6,
     PENDING6,
     FRAGMENTS6,

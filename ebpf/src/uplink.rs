@@ -44,37 +44,37 @@ where
     let hook = skb.hook(state);
     let verdict = verdict::from_uplink(&Maps, &hook, &source);
     if verdict == (Verdict::Pass { slot: SLOT_SETTLED }) {
-        return answer(skb, state);
+        return honest(skb, state);
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };
     act(skb, state, verdict, &p, Counted::No)
 }
 
-/// What may be an answer to a pod that opened the flow through a translation.
+/// What reaches the node from a source that may say so.
 #[inline(always)]
-pub(crate) fn answer(skb: &Skb, state: &State) -> i32 {
-    if skb.ether_type() == ETHER_IPV4 { answer4(skb, state) } else { answer6(skb, state) }
+pub(crate) fn honest(skb: &Skb, state: &State) -> i32 {
+    if skb.ether_type() == ETHER_IPV4 { honest4(skb, state) } else { honest6(skb, state) }
 }
 
 #[inline(never)]
-fn answer4(skb: &Skb, state: &State) -> i32 {
-    answering::<u32>(&Skb(skb.0), state)
+fn honest4(skb: &Skb, state: &State) -> i32 {
+    from_fabric::<u32>(&Skb(skb.0), state)
 }
 
 #[inline(never)]
-fn answer6(skb: &Skb, state: &State) -> i32 {
-    answering::<[u32; 4]>(&Skb(skb.0), state)
+fn honest6(skb: &Skb, state: &State) -> i32 {
+    from_fabric::<[u32; 4]>(&Skb(skb.0), state)
 }
 
 #[inline(always)]
-fn answering<A: Steps>(skb: &Skb, state: &State) -> i32
+fn from_fabric<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
     let mut p = Parsed::empty();
     let verdict = match A::parse(skb, &mut p) {
-        Ok(()) => verdict::answer_from_uplink(&Maps, state, &p),
+        Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), &p),
         // Whoever it is for looks at it again.
         Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
     };

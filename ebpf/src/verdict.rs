@@ -1,10 +1,11 @@
 //! What a verdict does to the packet: marks, redirects, counts, events.
 
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::bpf_redirect_peer;
+use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use fairlead_common::address::Address;
 use fairlead_common::maps::{
-    DIRECTION_EGRESS, DIRECTION_INGRESS, DropEvent, DropKey, EVENTS_PER_TICK, EventLimit, State, slot_of,
+    DIRECTION_EGRESS, DIRECTION_INGRESS, DropEvent, DropKey, EVENTS_PER_TICK, EventLimit, SLOT_SETTLED,
+    State, slot_of,
 };
 use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed};
 use fairlead_common::reason::DropReason;
@@ -47,6 +48,7 @@ where
             TC_ACT_UNSPEC
         }
         Verdict::Redirect { slot } => redirect(skb, state, slot, p, counted),
+        Verdict::Forward { ifindex } => forward(skb, state, ifindex, p, counted),
         Verdict::Drop(dropped) => dropped_packet(skb, state, &dropped, Some(p)),
     }
 }
@@ -67,7 +69,9 @@ where
     // A frame that was not for the host's interface is not the stack's to forward, nor ours.
     let target = if skb.for_this_host() { Tables::<A>::endpoint(&Maps, slot) } else { None };
     let Some(target) = target else {
-        pass(skb, state, slot_of(skb.ifindex()), counted);
+        // Out of a pod, it owes a verdict; from elsewhere, it is judged where the stack delivers it.
+        let slot = if matches!(counted, Counted::Here(_)) { slot_of(skb.ifindex()) } else { SLOT_SETTLED };
+        pass(skb, state, slot, counted);
         return TC_ACT_UNSPEC;
     };
     let ifindex = target.ifindex;
@@ -84,6 +88,28 @@ where
     count_passed(slot, DIRECTION_INGRESS, bytes);
     // SAFETY: the helper has no preconditions; it answers with a result for tc.
     (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
+}
+
+/// Sends the packet to another node, past the stack but by its routes and neighbours.
+#[inline(always)]
+fn forward<A: Address>(skb: &Skb, state: &State, ifindex: u32, p: &Parsed<A>, counted: Counted) -> i32
+where
+    Maps: Tables<A>,
+{
+    if !skb.for_this_host() {
+        pass(skb, state, slot_of(skb.ifindex()), counted);
+        return TC_ACT_UNSPEC;
+    }
+    if !decrement_hop_limit(skb, p) {
+        return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
+    }
+    // Nothing is owed where it leaves.
+    skb.clear_mark();
+    if let Counted::Here(direction) = counted {
+        count_passed(slot_of(skb.ifindex()), direction, skb.len());
+    }
+    // SAFETY: without parameters the helper has no preconditions; it answers with a result for tc.
+    (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
 }
 
 /// What a router does: RFC 1812, section 5.3.1, with the checksum of RFC 1141; RFC 8200, section 3.

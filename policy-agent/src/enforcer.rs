@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use fairlead_api::{Attachment, DirectionCounters, EndpointCounters};
-use fairlead_datapath::{Datapath, Identity, RegisterError};
+use fairlead_datapath::{Datapath, Exits, Identity, RegisterError};
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::{Delta, Slot};
 
@@ -64,6 +64,8 @@ pub trait Enforcer: Send {
         services: &BTreeSet<IpAddr>,
         nodes: &[&Node],
     ) -> Result<(), EnforcerError>;
+    /// Says how packets for the pods of other nodes leave past the host's stack.
+    fn set_exits(&mut self, exits: &Exits) -> Result<(), EnforcerError>;
     /// Attaches the programs of the uplink.
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError>;
     /// Attaches the programs of the overlay device.
@@ -121,6 +123,10 @@ impl Enforcer for Datapath {
         nodes: &[&Node],
     ) -> Result<(), EnforcerError> {
         Ok(Datapath::set_addresses(self, own, services, nodes)?)
+    }
+
+    fn set_exits(&mut self, exits: &Exits) -> Result<(), EnforcerError> {
+        Ok(Datapath::set_exits(self, exits)?)
     }
 
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError> {

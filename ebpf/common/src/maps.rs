@@ -355,6 +355,20 @@ impl AddressInfo {
 /// node) and `remotes4`, `remotes6` (LPM tries by pod CIDR or address of a node).
 pub const NODE_NONE: u32 = 0;
 
+/// Value of maps `exits4` and `exits6`, arrays of [`EXITS`] by number of a node: how packets for pods of that node
+/// leave without the host's stack. The route is the kernel's; this is only what must be known before it is asked.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// Index of the interface, 0 where there is none: such packets go through the host's stack.
+    pub ifindex: u32,
+    /// What fits that way, in bytes.
+    pub mtu: u32,
+}
+
+/// Elements of maps `exits4` and `exits6`. Nodes with greater numbers are reached through the host's stack.
+pub const EXITS: u32 = 16_384;
+
 /// [`AddressInfo::kind`]: nothing is known of the address.
 pub const ADDRESS_UNKNOWN: u32 = 0;
 /// [`AddressInfo::kind`]: address of a local endpoint.
@@ -425,7 +439,7 @@ pub struct LastingFlow {
 
 /// [`Flow::flags`]: the higher end opened the flow.
 pub const FLOW_OPENED_HIGH: u32 = 1;
-/// [`Flow::flags`]: both ends are local, untranslated, and packets skip the host's stack.
+/// [`Flow::flags`]: both ends are pods, untranslated, and packets skip the host's stack.
 pub const FLOW_DIRECT: u32 = 2;
 /// [`Flow::flags`]: a packet of the other direction has been seen.
 pub const FLOW_ANSWERED: u32 = 4;
@@ -601,6 +615,7 @@ mod tests {
     #[cfg(not(feature = "next-layout"))]
     fn layouts_are_pinned() {
         assert_eq!(size_of::<State>(), 24);
+        assert_eq!(size_of::<Exit>(), 8);
         assert_eq!(size_of::<PortSet>(), 128);
         assert_eq!(size_of::<EndpointPolicy>(), 16);
         assert_eq!(size_of::<Endpoint>(), 176);

@@ -86,6 +86,8 @@ pub struct Parsed<A> {
     pub echo_reply: bool,
     /// Whether it is a first fragment with others to follow.
     pub first_fragment: bool,
+    /// Whether it is any fragment of several.
+    pub fragment: bool,
     /// Source port in network byte order; the identifier of ICMP echo.
     pub source_port: u16,
     /// Destination port in network byte order; the identifier of ICMP echo.
@@ -111,6 +113,7 @@ impl<A: Address> Parsed<A> {
             hop_limit: 0,
             echo_reply: false,
             first_fragment: false,
+            fragment: false,
             source_port: 0,
             destination_port: 0,
             transport: 0,
@@ -306,6 +309,7 @@ fn walk_extensions<P: Packet>(packet: &P, parsed: &mut Parsed<[u32; 4]>, end: u3
 /// Notes what a fragment's offset (in units of 8 bytes) and "more" bit make of the packet.
 #[inline(always)]
 fn fragment_of<A>(parsed: &mut Parsed<A>, offset: u32, more: bool) -> Result<(), DropReason> {
+    parsed.fragment = offset != 0 || more;
     if offset == 0 {
         parsed.first_fragment = more;
         return Ok(());

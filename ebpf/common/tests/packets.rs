@@ -5,6 +5,7 @@
 //! `FAIRLEAD_FUZZ_SECONDS` makes the fuzzer's run longer, `FAIRLEAD_FUZZ_SEED` gives another one.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod across;
 mod host;
 
 use std::hash::Hash;

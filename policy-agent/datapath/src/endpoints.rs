@@ -11,7 +11,7 @@ use fairlead_common::maps::{
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::Slot;
 
-use crate::{Datapath, Error, words4, words6};
+use crate::{Datapath, Error, Exits, words4, words6};
 
 /// What names an endpoint in the datapath.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,6 +219,12 @@ impl Datapath {
             }
         }
         Ok(())
+    }
+
+    /// Says how packets for the pods of other nodes leave past the host's stack; those of nodes that are not named
+    /// go through it.
+    pub fn set_exits(&mut self, exits: &Exits) -> Result<(), Error> {
+        self.remotes.set_exits(exits)
     }
 
     fn write_address(&self, address: &IpAddr) -> Result<(), Error> {

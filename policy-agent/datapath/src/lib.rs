@@ -31,9 +31,11 @@ pub use attach::UplinkError;
 pub use counters::{Counter, Counters};
 pub use endpoints::{EndpointEntry, Identity, RegisterError};
 pub use events::{DropRecord, EventLosses, Events, Losses};
+pub use fairlead_common::maps::Exit;
 pub use features::missing_features;
 pub use map::MapError;
 pub use object::{Build, Capacities};
+pub use remotes::Exits;
 pub use test_run::{TestRun, test_run};
 pub use writes::{Write, observed};
 

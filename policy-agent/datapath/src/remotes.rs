@@ -1,9 +1,10 @@
-//! The other nodes, as the overlay's programs must know them: who may send what through a tunnel.
+//! The other nodes, as the programs must know them: who may send what through a tunnel, and how packets for whose
+//! pods leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fairlead_common::maps::{Cidr4, Cidr6, NODE_NONE};
+use fairlead_common::maps::{Cidr4, Cidr6, EXITS, Exit, NODE_NONE};
 use fairlead_policy::model::Node;
 use ipnetwork::IpNetwork;
 
@@ -12,14 +13,20 @@ use crate::object::Object;
 use crate::policy::CidrKey as _;
 use crate::{Error, words4, words6};
 
-/// Maps `tunnels4`, `tunnels6`, `remotes4` and `remotes6`, and what they hold.
+/// How packets for the pods of other nodes leave past the host's stack, by name of the node, for IPv4 and IPv6.
+pub type Exits = BTreeMap<String, [Exit; 2]>;
+
+/// Maps `tunnels4`, `tunnels6`, `remotes4`, `remotes6`, `exits4` and `exits6`, and what they hold.
 pub(crate) struct Remotes {
     tunnels4: Map<u32, u32>,
     tunnels6: Map<[u32; 4], u32>,
     remotes4: Map<Cidr4, u32>,
     remotes6: Map<Cidr6, u32>,
+    exits: [Map<u32, Exit>; 2],
     numbers: BTreeMap<String, u32>,
     held: Held,
+    wanted_exits: Exits,
+    held_exits: BTreeMap<u32, [Exit; 2]>,
 }
 
 /// What the maps hold, or are to hold: numbers of nodes.
@@ -67,8 +74,11 @@ impl Remotes {
             tunnels6: object.map("tunnels6")?,
             remotes4: object.map("remotes4")?,
             remotes6: object.map("remotes6")?,
+            exits: [object.map("exits4")?, object.map("exits6")?],
             numbers: BTreeMap::new(),
             held: Held::default(),
+            wanted_exits: Exits::new(),
+            held_exits: BTreeMap::new(),
         })
     }
 
@@ -89,6 +99,8 @@ impl Remotes {
             }
         }
         let wanted = Held::of(nodes, &self.numbers);
+        // Before a number means another node.
+        self.write_exits()?;
         let gone: Vec<_> =
             self.held.tunnels.keys().filter(|a| !wanted.tunnels.contains_key(*a)).copied().collect();
         for address in gone {
@@ -109,6 +121,31 @@ impl Remotes {
                 self.write_tunnel(address, Some(*number))?;
             }
         }
+        Ok(())
+    }
+
+    /// Makes the maps say how packets leave. After an error they say part of it, as in [`Self::set`].
+    pub(crate) fn set_exits(&mut self, exits: &Exits) -> Result<(), Error> {
+        self.wanted_exits.clone_from(exits);
+        self.write_exits()
+    }
+
+    fn write_exits(&mut self) -> Result<(), Error> {
+        let numbered = self.numbers.iter().filter(|(_, number)| **number < EXITS);
+        let wanted: BTreeMap<u32, [Exit; 2]> =
+            numbered.filter_map(|(name, number)| Some((*number, *self.wanted_exits.get(name)?))).collect();
+        let numbers: BTreeSet<u32> = self.held_exits.keys().chain(wanted.keys()).copied().collect();
+        for number in numbers {
+            let new = wanted.get(&number).copied().unwrap_or_default();
+            let old = self.held_exits.get(&number).copied().unwrap_or_default();
+            for (map, (new, old)) in self.exits.iter().zip(new.iter().zip(&old)) {
+                if new != old {
+                    map.set(&number, new)?;
+                }
+            }
+            self.held_exits.insert(number, new);
+        }
+        self.held_exits.retain(|_, exits| *exits != [Exit::default(); 2]);
         Ok(())
     }
 

@@ -79,6 +79,7 @@ plain!(
     fairlead_common::maps::DropKey,
     fairlead_common::maps::Endpoint,
     fairlead_common::maps::EventLosses,
+    fairlead_common::maps::Exit,
     fairlead_common::maps::FlowKey<u32>,
     fairlead_common::maps::FlowKey<[u32; 4]>,
     fairlead_common::maps::LastingFlow,

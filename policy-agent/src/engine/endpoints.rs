@@ -388,6 +388,9 @@ mod tests {
         ) -> Result<(), EnforcerError> {
             Ok(())
         }
+        fn set_exits(&mut self, _: &fairlead_datapath::Exits) -> Result<(), EnforcerError> {
+            Ok(())
+        }
         fn attach_uplink(&mut self, _: u32) -> Result<(), EnforcerError> {
             Ok(())
         }

@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 use fairlead_api::drops::DropEvent;
 use fairlead_api::status::Problem;
 use fairlead_api::{ApiError, Attachment, EndpointCounters, EndpointStatus, ErrorCode};
-use fairlead_datapath::DropRecord;
+use fairlead_datapath::{DropRecord, Exits};
 use fairlead_index::Batch;
 use fairlead_policy::compiler::{self, Work};
 use fairlead_policy::explain::{Explanation, Party};
@@ -49,6 +49,8 @@ pub enum Message {
     Links(BTreeSet<u32>),
     /// These are the node's own addresses.
     OwnAddresses(BTreeSet<IpAddr>),
+    /// So packets for the pods of other nodes leave past the host's stack.
+    Exits(Exits),
     /// This is the uplink.
     Uplink(u32, Reply<Result<(), String>>),
     /// This is the overlay device.

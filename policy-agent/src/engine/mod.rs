@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use fairlead_api::status::Problem;
+use fairlead_datapath::Exits;
 use fairlead_index::{Effect, Index, Object};
 use fairlead_policy::compiler::Compiler;
 use fairlead_policy::model::{Node, ObjectKey};
@@ -76,6 +77,8 @@ pub struct Engine<E> {
     active: bool,
     own: Option<BTreeSet<IpAddr>>,
     addresses_told: bool,
+    /// Exits that are yet to be told to the datapath.
+    exits: Option<Exits>,
     nodes: Arc<BTreeMap<String, Node>>,
     /// Serial of the last step in force.
     serial: u64,
@@ -115,6 +118,7 @@ impl<E: Enforcer> Engine<E> {
             active: false,
             own: None,
             addresses_told: false,
+            exits: None,
             nodes: Arc::default(),
             serial: 0,
             commits: 0,
@@ -187,6 +191,7 @@ impl<E: Enforcer> Engine<E> {
                 self.addresses_told &= self.own.as_ref() == Some(&own);
                 self.own = Some(own);
             }
+            Message::Exits(exits) => self.exits = Some(exits),
             Message::Uplink(ifindex, reply) => {
                 reply.send(self.enforcer.attach_uplink(ifindex).map_err(|e| e.to_string()));
             }
@@ -244,6 +249,7 @@ impl<E: Enforcer> Engine<E> {
     fn step(&mut self, now: Instant) {
         if self.synced && self.own.is_some() {
             self.tell_addresses();
+            self.tell_exits();
             if !self.active {
                 self.restore();
             }
@@ -286,9 +292,20 @@ impl<E: Enforcer> Engine<E> {
         self.note("addresses", result.err().map(|e| format!("telling addresses to the datapath: {e}")));
     }
 
+    fn tell_exits(&mut self) {
+        let Some(exits) = &self.exits else { return };
+        let result = self.enforcer.set_exits(exits);
+        if result.is_ok() {
+            self.exits = None;
+        } else {
+            self.retry_at.get_or_insert(Instant::now() + RETRY);
+        }
+        self.note("exits", result.err().map(|e| format!("telling ways to other nodes to the datapath: {e}")));
+    }
+
     /// Commits, applies, unlocks, answers.
     fn put_in_force(&mut self, now: Instant) {
-        self.retry_at = if self.addresses_told { None } else { Some(now + RETRY) };
+        self.retry_at = if self.addresses_told && self.exits.is_none() { None } else { Some(now + RETRY) };
         let mut delta = self.compiler.commit();
         self.report_overflow();
         if let Some(older) = self.pending.take() {

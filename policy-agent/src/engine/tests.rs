@@ -26,6 +26,7 @@ enum Done {
     Unlock(Slot),
     Remove(Slot),
     Addresses(usize, usize, usize),
+    Exits(usize),
     Uplink(u32),
     Overlay(u32),
     Activate,
@@ -107,6 +108,11 @@ impl Enforcer for Fake {
         nodes: &[&fairlead_policy::model::Node],
     ) -> Result<(), EnforcerError> {
         self.push(Done::Addresses(own.len(), services.len(), nodes.len()));
+        Ok(())
+    }
+
+    fn set_exits(&mut self, exits: &fairlead_datapath::Exits) -> Result<(), EnforcerError> {
+        self.push(Done::Exits(exits.len()));
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fairlead_api::NodeInfo;
+use fairlead_datapath::Exits;
 use fairlead_policy::model::Node;
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
@@ -64,6 +65,8 @@ pub struct Network {
     own: Option<BTreeSet<std::net::IpAddr>>,
     /// Interfaces that have the uplink's programs.
     attached: BTreeSet<u32>,
+    /// What the engine was told of [`plan::Plan::exits`].
+    exits: Option<Exits>,
     table: nft::Table,
     /// The interfaces as last listed, where nothing has changed since.
     interfaces: Option<Interfaces>,
@@ -98,6 +101,7 @@ impl Network {
             overlay: None,
             own: None,
             attached: BTreeSet::new(),
+            exits: None,
             table: nft::Table::default(),
             interfaces: None,
             distrust: true,
@@ -268,7 +272,14 @@ impl Network {
             overlay: overlay.map(|interface| plan::Overlay { interface, id: self.settings.vxlan_id }),
             mtu: self.settings.mtu.unwrap_or(mtu),
         });
-        now.problems.extend(self.routes.reconcile(&plan).await);
+        let unreached = self.routes.reconcile(&plan).await;
+        // The programs leave to the routes where a packet goes: without one it is the stack's.
+        let exits = if unreached.is_empty() { plan.exits } else { Exits::new() };
+        if self.exits.as_ref() != Some(&exits) {
+            self.engine.tell(Message::Exits(exits.clone()));
+            self.exits = Some(exits);
+        }
+        now.problems.extend(unreached);
         now.problems.extend(plan.problems);
         let table = self.contents(published, node, overlay);
         if let Err(e) = self.table.ensure(&table) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use fairlead_datapath::{Exit, Exits};
 use fairlead_policy::model::Node;
 use ipnetwork::IpNetwork;
 
@@ -101,6 +102,8 @@ pub struct Plan {
     pub routes: BTreeSet<Route>,
     /// From where packets ask table [`PODS`] first.
     pub sources: BTreeSet<IpNetwork>,
+    /// How packets for other nodes' pods leave past the host's stack: where one interface leads to all of them.
+    pub exits: Exits,
     /// What stands in the way of some.
     pub problems: Vec<String>,
 }
@@ -119,13 +122,16 @@ pub fn mtu(uplink: u32, routing: Routing, own: &Node) -> u32 {
 pub fn plan(site: &Site<'_>) -> Plan {
     let Site { own, nodes, .. } = *site;
     let mut plan = Plan::default();
-    let Plan { routes, problems, .. } = &mut plan;
+    let Plan { routes, problems, exits, .. } = &mut plan;
     let near = Near::of(site);
     let own_cidrs = nodes.get(own).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
     let mut holders: BTreeMap<(IpAddr, u8), &str> = BTreeMap::new();
     let mut tunnelled = [false; 2];
     for (name, node) in nodes {
         let mut families = [false; 2];
+        // By family: the one way to all of the node's pods, and whether there is none.
+        let mut exit = [Exit::default(); 2];
+        let mut reached = [true; 2];
         for cidr in &node.pod_cidrs {
             let Ok(to) = IpNetwork::new(cidr.network(), cidr.prefix()) else { continue };
             if to.prefix() == 0 {
@@ -139,23 +145,38 @@ pub fn plan(site: &Site<'_>) -> Plan {
             if site.routing == Routing::None {
                 continue;
             }
+            let family = usize::from(to.is_ipv6());
             if let Some(mine) = own_cidrs.iter().find(|mine| mine.prefix() > 0 && overlap(mine, &to)) {
                 problems
                     .push(format!("no route to {to} of Node {name}: it overlaps {mine} of this node, {own}"));
+                reached[family] = false;
                 continue;
             }
             let holder = *holders.entry((to.network(), to.prefix())).or_insert(name);
             if holder != name {
                 problems.push(format!("no route to {to} of Node {name}: Node {holder} has it already"));
+                reached[family] = false;
                 continue;
             }
             match near.way(site, node, to.is_ipv6()) {
                 Ok(by) => {
-                    families[usize::from(to.is_ipv6())] |= matches!(by, Way::Overlay { .. });
+                    families[family] |= matches!(by, Way::Overlay { .. });
+                    exit[family] = exit_by(site, &by);
                     routes.insert(Route { table: MAIN, to, by });
                 }
-                Err(why) => problems.push(format!("no route to {to} of Node {name}: {why}")),
+                Err(why) => {
+                    reached[family] = false;
+                    problems.push(format!("no route to {to} of Node {name}: {why}"));
+                }
             }
+        }
+        for (exit, reached) in exit.iter_mut().zip(reached) {
+            if !reached {
+                *exit = Exit::default();
+            }
+        }
+        if exit != [Exit::default(); 2] {
+            exits.insert(name.clone(), exit);
         }
         for address in node.addresses.iter().filter(|a| families[usize::from(a.is_ipv6())]) {
             if let Ok(by) = near.tunnel(site, node) {
@@ -167,6 +188,18 @@ pub fn plan(site: &Site<'_>) -> Plan {
     let sources = own_cidrs.iter().filter(|c| c.prefix() > 0 && tunnelled[usize::from(c.is_ipv6())]);
     plan.sources = sources.filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok()).collect();
     plan
+}
+
+/// The interface of a way, and what fits into it.
+fn exit_by(site: &Site<'_>, by: &Way) -> Exit {
+    match by {
+        Way::Gateway { interface, .. } => {
+            let mtu = site.interfaces.0.get(interface).map_or(0, |i| i.mtu);
+            Exit { ifindex: *interface, mtu }
+        }
+        Way::Overlay { interface, mtu, .. } => Exit { ifindex: *interface, mtu: *mtu },
+        Way::Unreachable => Exit::default(),
+    }
 }
 
 /// What is on this node's links, and under which addresses it can be reached itself.

@@ -7,6 +7,7 @@ mod masquerade;
 mod model;
 mod offload;
 mod size;
+mod straight;
 mod topology;
 
 use std::net::{IpAddr, SocketAddr};

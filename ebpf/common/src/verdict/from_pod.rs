@@ -3,15 +3,15 @@
 use crate::flow::{Known, Opening, find, promote};
 use crate::judge::protocol;
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo,
-    ENDPOINT_FAST_PATH, Endpoint, FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE,
+    ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, ADDRESS_UNKNOWN,
+    AddressInfo, ENDPOINT_FAST_PATH, Endpoint, FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE,
     SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
-use crate::packet::{ETHERNET, Kind, Packet, Parsed};
+use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, unlocked_slot, waits_with};
+use super::{Family, Hook, Tables, Verdict, fits, unlocked_slot, waits_with};
 
 /// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -105,7 +105,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             {
                 tables.remove_pending(&older);
             }
-            let direct = flags & FLOW_DIRECT != 0 && fits(packet, p, target);
+            let direct = flags & FLOW_DIRECT != 0 && leaves_whole(packet, p, endpoint, target.mtu);
             opening.owner = if opener == source { me } else { slot };
             opening.opener = opener;
             opening.flags = flags;
@@ -134,7 +134,23 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
                     return Verdict::egress(DropReason::EgressDenied, ifindex);
                 };
             opening.opener = opener;
-            Verdict::Pass { slot: if opener == source { me } else { SLOT_SETTLED } }
+            let mut verdict = Verdict::Pass { slot: if opener == source { me } else { SLOT_SETTLED } };
+            // A pod of another node, chosen for both directions: its answers come as straight as this goes.
+            if opener == source
+                && !p.is_mid_stream()
+                && other.kind == ADDRESS_UNKNOWN
+                && state.flags & STATE_FAST_PATH != 0
+                && endpoint.flags & ENDPOINT_FAST_PATH != 0
+            {
+                let exit = tables.exit(tables.remote(&p.destination));
+                if exit.ifindex != 0 {
+                    opening.flags = FLOW_DIRECT;
+                    if leaves_whole(packet, p, endpoint, exit.mtu) {
+                        verdict = Verdict::Forward { ifindex: exit.ifindex };
+                    }
+                }
+            }
+            verdict
         }
     };
     tables.record(&key, &opening);
@@ -204,8 +220,16 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
             }
             flow.judged[destination].set(generation);
         }
-        if flow.has(FLOW_DIRECT) && state.flags & STATE_FAST_PATH != 0 && fits(packet, p, target) {
+        if flow.has(FLOW_DIRECT)
+            && state.flags & STATE_FAST_PATH != 0
+            && leaves_whole(packet, p, endpoint, target.mtu)
+        {
             verdict = Verdict::Redirect { slot };
+        }
+    } else if flow.has(FLOW_DIRECT) && state.flags & STATE_FAST_PATH != 0 {
+        let exit = tables.exit(tables.remote(&p.destination));
+        if exit.ifindex != 0 && leaves_whole(packet, p, endpoint, exit.mtu) {
+            verdict = Verdict::Forward { ifindex: exit.ifindex };
         }
     }
     if stale {
@@ -218,21 +242,14 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     Some(verdict)
 }
 
+/// [`fits`], and with a fragment all others of its datagram: what is put together must not take two ways.
+#[inline(always)]
+fn leaves_whole<A, P: Packet>(packet: &P, p: &Parsed<A>, endpoint: &Endpoint, mtu: u32) -> bool {
+    fits(packet, p, mtu) && (!p.fragment || endpoint.mtu <= mtu)
+}
+
 /// Whether a pod's packet is for the overlay's port.
 #[inline(always)]
 fn overlay_forbidden<A>(state: &State, p: &Parsed<A>) -> bool {
     state.overlay_port != 0 && p.protocol == protocol::UDP && p.destination_port == state.overlay_port
-}
-
-/// Whether the packet can be handed to the endpoint without the stack: a router would still forward
-/// it, and it fits.
-#[inline(always)]
-fn fits<A, P: Packet>(packet: &P, p: &Parsed<A>, target: &Endpoint) -> bool {
-    let gso = packet.gso_size();
-    let size = if gso > 0 {
-        p.transport - ETHERNET + p.transport_length + gso
-    } else {
-        packet.len().wrapping_sub(ETHERNET)
-    };
-    p.hop_limit > 1 && size <= target.mtu
 }

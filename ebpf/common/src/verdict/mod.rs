@@ -4,6 +4,7 @@
 //! One module for each hook; what they share stands here, in `rules` and in `fragments`.
 
 mod fragments;
+mod from_fabric;
 mod from_pod;
 mod icmp_errors;
 mod overlay;
@@ -12,20 +13,21 @@ mod to_pod;
 mod uplink;
 
 pub use fragments::resolve_fragment;
+pub use from_fabric::from_fabric;
 pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_pod, error_to_pod};
 pub use overlay::from_overlay;
 pub use to_pod::to_pod;
-pub use uplink::{answer_from_uplink, from_uplink, to_uplink};
+pub use uplink::{from_uplink, to_uplink};
 
 use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
 use crate::judge::PeerTables;
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED,
-    Endpoint, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, slot_of,
+    Endpoint, Exit, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, slot_of,
 };
-use crate::packet::{FamilyOf, Packet, Parsed};
+use crate::packet::{ETHERNET, FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
 
 /// Everything that a verdict looks up, for one address family.
@@ -40,6 +42,9 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     /// Maps `remotes4` and `remotes6`: number of the other node that the address is of or behind,
     /// [`NODE_NONE`](crate::maps::NODE_NONE) where there is none.
     fn remote(&self, address: &A) -> u32;
+    /// Maps `exits4` and `exits6`: how packets for pods of the node with this number leave. Its interface is 0 where
+    /// they go through the host's stack.
+    fn exit(&self, node: u32) -> Exit;
     /// Maps `fragments4` and `fragments6`.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment>;
     /// Remembers what a datagram's first fragment says for the others.
@@ -112,6 +117,11 @@ pub enum Verdict {
         /// The slot.
         slot: u32,
     },
+    /// It goes straight to another node, as the kernel's route says.
+    Forward {
+        /// Index of the interface by which it leaves.
+        ifindex: u32,
+    },
     /// It ends here.
     Drop(Dropped),
 }
@@ -182,6 +192,19 @@ fn waits_with(address: AddressInfo) -> u32 {
 #[inline(always)]
 fn opens_with<A: Family>(source: &A, endpoint: &Endpoint) -> u32 {
     if source.owned_by(endpoint) { slot_of(endpoint.ifindex) } else { SLOT_SETTLED }
+}
+
+/// Whether the packet can go on without the stack, where no more than `mtu` bytes fit: a router would still forward
+/// it, and need say nothing about its size.
+#[inline(always)]
+fn fits<A, P: Packet>(packet: &P, p: &Parsed<A>, mtu: u32) -> bool {
+    let gso = packet.gso_size();
+    let size = if gso > 0 {
+        p.transport - ETHERNET + p.transport_length + gso
+    } else {
+        packet.len().wrapping_sub(ETHERNET)
+    };
+    p.hop_limit > 1 && size <= mtu
 }
 
 /// The endpoint of a slot, if packets may pass it.

@@ -1,15 +1,15 @@
 //! What reaches and leaves the node by its uplink.
 
-use crate::flow::{Opening, find, promote};
+use crate::flow::{Opening, find};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, FLOW_AFTER_NAT, FLOW_BEFORE_NAT, FlowKey,
     SLOT_NONE, SLOT_SETTLED, State,
 };
-use crate::packet::{Kind, Parsed};
+use crate::packet::Parsed;
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, opens_with, unlocked_slot, waits_with};
+use super::{Family, Hook, Tables, Verdict, opens_with, unlocked_slot};
 
 /// A packet leaves the node by the uplink: one that a pod sent is judged on its final tuple.
 #[inline(always)]
@@ -92,42 +92,4 @@ pub fn from_uplink<A: Family, T: Tables<A>>(tables: &T, hook: &Hook, source: &A)
     } else {
         Verdict::Pass { slot: SLOT_SETTLED }
     }
-}
-
-/// An answer reaches the node: the rules of the pod that opened the flow still allow it.
-///
-/// What a pod opened towards a Service is answered under the backend's address. Once the stack has
-/// translated that back, nothing tells any longer which backend it was, see docs/decisions/0008.
-#[inline(always)]
-pub fn answer_from_uplink<A: Family, T: Tables<A>>(tables: &T, state: &State, p: &Parsed<A>) -> Verdict {
-    let pass = Verdict::Pass { slot: SLOT_SETTLED };
-    let waits = waits_with(tables.address(&p.destination));
-    if waits == SLOT_NONE || p.kind != Kind::Flow || p.is_bare_syn() {
-        return pass;
-    }
-    let now = tables.now();
-    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    let Some(known) = find(tables, &key, [waits, SLOT_NONE], now) else {
-        return pass;
-    };
-    let (flow, destination) = (known.flow, 1 - source);
-    if flow.opener() == source || !flow.has(FLOW_AFTER_NAT) {
-        return pass;
-    }
-    let Some(opener) = tables.endpoint(flow.slot(destination)) else {
-        return pass;
-    };
-    if flow.endpoint[destination].get() != opener.generation {
-        return pass;
-    }
-    if flow.judged[destination].get() != state.generation {
-        if !still_may(tables, state.generation, opener, End::Destination, p, false) {
-            revoke(tables, &key, &known, p.protocol);
-            return Verdict::egress(DropReason::FlowRevoked, opener.ifindex);
-        }
-        flow.judged[destination].set(state.generation);
-    }
-    flow.note(now, p.tcp_flags, true);
-    promote(tables, &key, &known);
-    pass
 }

@@ -8,7 +8,7 @@ use fairlead_common::address::Address;
 use fairlead_common::flow::FlowTables;
 use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
-    AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, FirstFragment, Flow, FlowKey, FragmentKey,
+    AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, Exit, FirstFragment, Flow, FlowKey, FragmentKey,
     LastingFlow, LastingPending, NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED,
     State, slot_of,
 };
@@ -80,6 +80,10 @@ impl<K: Copy + Eq + Hash, V> Map<K, V> {
 pub(crate) struct Host<A: 'static> {
     endpoints: HashMap<u32, Endpoint>,
     pub addresses: HashMap<[u32; 4], AddressInfo>,
+    /// Nodes by addresses of their pods.
+    pub remotes: HashMap<[u32; 4], u32>,
+    /// How packets for any of them leave.
+    pub exit: Exit,
     flows: Map<FlowKey<A>, Flow>,
     pending: Map<PendingKey, Pending<A>>,
     fragments: Map<FragmentKey<A>, FirstFragment>,
@@ -91,6 +95,8 @@ impl<A: Address + Eq + Hash> Host<A> {
         Self {
             endpoints: endpoints.into_iter().map(|e| (slot_of(e.ifindex), e)).collect(),
             addresses: HashMap::new(),
+            remotes: HashMap::new(),
+            exit: Exit::default(),
             flows: Map::new(),
             pending: Map::new(),
             fragments: Map::new(),
@@ -195,8 +201,12 @@ impl<A: Address + Eq + Hash> Tables<A> for Host<A> {
         self.addresses.get(&address.words()).copied().unwrap_or(AddressInfo::UNKNOWN)
     }
 
-    fn remote(&self, _: &A) -> u32 {
-        NODE_NONE
+    fn remote(&self, address: &A) -> u32 {
+        self.remotes.get(&address.words()).copied().unwrap_or(NODE_NONE)
+    }
+
+    fn exit(&self, node: u32) -> Exit {
+        if node == NODE_NONE { Exit::default() } else { self.exit }
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment> {

@@ -128,7 +128,15 @@ impl Lab {
 
     /// The next agent, of another version.
     pub(crate) fn restart_as(&mut self, build: Build, capacities: Capacities) {
-        let options = Options { build, capacities, ..options(&self.folder) };
+        self.restart_with(Options { build, capacities, ..options(&self.folder) });
+    }
+
+    /// The next agent, which sends everything through the stack.
+    pub(crate) fn restart_without_fast_path(&mut self) {
+        self.restart_with(Options { fast_path: false, ..options(&self.folder) });
+    }
+
+    fn restart_with(&mut self, options: Options) {
         let datapath = Datapath::open(&options).unwrap();
         self.programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
@@ -180,6 +188,18 @@ impl Lab {
     /// An unlocked pod that no policy selects.
     pub(crate) fn pod(&mut self, n: u8) -> Pod {
         let pod = self.locked_pod(n);
+        self.apply(Delta { endpoints: vec![(pod.slot(), Some(EndpointPolicy::OPEN))], ..Delta::default() });
+        self.datapath.unlock(pod.slot()).unwrap();
+        pod
+    }
+
+    /// An unlocked pod with an interface of its own that no policy selects and that the fast path is not for.
+    pub(crate) fn shaped(&mut self, identity: &Identity) -> Pod {
+        assert!(!identity.fast_path);
+        let n = identity.host_mac[5];
+        let pod = Pod { identity: identity.clone(), ..Self::pod_numbered(n) };
+        make_veth(pod.ifindex, pod.identity.host_mac);
+        self.datapath.register_unattached(&pod.identity).unwrap();
         self.apply(Delta { endpoints: vec![(pod.slot(), Some(EndpointPolicy::OPEN))], ..Delta::default() });
         self.datapath.unlock(pod.slot()).unwrap();
         pod

@@ -3,6 +3,7 @@
 //! Needs root. Each test has its own network and mount namespace, BPF file system and maps.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod across;
 mod capacity;
 mod cases;
 mod commit;

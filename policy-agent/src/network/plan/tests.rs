@@ -174,3 +174,29 @@ fn the_first_by_name_has_a_cidr_and_nobody_takes_ours() {
     assert_eq!(plan.routes, main(&[("10.0.1.0/24", Way::Unreachable), ("10.0.2.0/24", by("192.0.2.2", 7))]));
     assert_eq!(plan.problems, ["no route to 10.0.2.0/24 of Node c: Node b has it already"]);
 }
+
+#[test]
+fn packets_leave_straight_where_one_interface_leads_to_all_of_a_nodes_pods() {
+    let nodes = [
+        node("a", &["192.0.2.1", "2001:db8::1"], &["10.0.1.0/24", "fd00:1::/64"]),
+        node("b", &["192.0.2.2", "2001:db8::2"], &["10.0.2.0/24", "10.1.2.0/24", "fd00:2::/64"]),
+        // Beyond a router, and of one family only.
+        node("c", &["198.51.100.3"], &["10.0.3.0/24"]),
+        // Half of its pods have addresses of another's.
+        node("d", &["192.0.2.4"], &["10.0.4.0/24", "10.0.3.0/24"]),
+    ];
+    let networks: &[&[&str]] = &[&["192.0.2.1/24", "2001:db8::1/64"]];
+    let none = Exit::default();
+    let exit = |ifindex, mtu| Exit { ifindex, mtu };
+    for (routing, b, c) in [
+        (Routing::Direct, Some([exit(7, 1500); 2]), None),
+        (Routing::Auto, Some([exit(7, 1500); 2]), Some([exit(99, 1450), none])),
+        (Routing::Vxlan, Some([exit(99, 1450); 2]), Some([exit(99, 1450), none])),
+        (Routing::None, None, None),
+    ] {
+        let plan = planned(&nodes, "a", routing, networks);
+        let wanted = [("b", b), ("c", c)];
+        let wanted = wanted.into_iter().filter_map(|(name, exits)| Some((name.to_owned(), exits?)));
+        assert_eq!(plan.exits, wanted.collect(), "{routing:?}");
+    }
+}
