@@ -3,12 +3,14 @@
 //! Each section is a module with one function from [`Settings`] to [`Report`].
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
 
+mod across;
 mod cni;
 mod compile;
 mod datapath;
 mod document;
 mod machine;
 mod memory;
+mod nodes;
 mod plot;
 mod population;
 mod report;
@@ -67,8 +69,9 @@ struct Section {
 const OPEN_FILES: u64 = 16_384;
 
 /// All sections, in the document's order.
-const SECTIONS: [Section; 7] = [
+const SECTIONS: [Section; 9] = [
     Section { name: "datapath", title: "Between two pods", run: |s| Box::pin(datapath::run(s)) },
+    Section { name: "across", title: "Between two nodes", run: |s| Box::pin(across::run(s)) },
     Section { name: "verdict", title: "What a verdict costs", run: |s| Box::pin(verdict::run(s)) },
     Section {
         name: "compile",
@@ -77,6 +80,7 @@ const SECTIONS: [Section; 7] = [
     },
     Section { name: "cni", title: "The CNI plugin beside ptp and bridge", run: |s| Box::pin(cni::run(s)) },
     Section { name: "update", title: "From a change to the first packet", run: |s| Box::pin(update::run(s)) },
+    Section { name: "nodes", title: "Nodes that come and go", run: |s| Box::pin(nodes::run(s)) },
     Section { name: "start", title: "Starting", run: |s| Box::pin(start::run(s)) },
     Section { name: "memory", title: "Memory", run: |s| Box::pin(memory::run(s)) },
 ];
@@ -103,7 +107,14 @@ fn measure(settings: &Settings) -> Result<bool> {
         let known: Vec<&str> = SECTIONS.iter().map(|s| s.name).collect();
         bail!("no section {stray:?}; there are: {}", known.join(", "));
     }
-    let asked = |s: &&Section| settings.sections.is_empty() || settings.sections.iter().any(|n| n == s.name);
+    // The datapath between two nodes is a section of its own, so that neither takes the other's place.
+    let asked = |s: &&Section| {
+        settings.sections.is_empty()
+            || settings.sections.iter().any(|word| match word.as_str() {
+                "datapath" if settings.nodes == 2 => s.name == "across",
+                word => word == s.name,
+            })
+    };
     fairlead_tests::allow_open_files(OPEN_FILES)?;
     // One thread: what it makes lives in the namespaces' own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -133,9 +144,6 @@ fn command(settings: &Settings, section: &Section) -> String {
     }
     if let Some(rounds) = settings.rounds {
         command.push_str(&format!(" --rounds {rounds}"));
-    }
-    if settings.nodes != 1 {
-        command.push_str(&format!(" --nodes {}", settings.nodes));
     }
     command
 }

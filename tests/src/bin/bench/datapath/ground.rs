@@ -230,7 +230,7 @@ fn policy(number: usize) -> Value {
 }
 
 /// Commands of `ip`, in a namespace.
-async fn script(namespace: &Namespace, lines: String) -> Result<()> {
+pub(crate) async fn script(namespace: &Namespace, lines: String) -> Result<()> {
     feed(namespace, "ip", &["-batch", "-"], lines).await
 }
 
