@@ -5,6 +5,7 @@
 #![no_std]
 #![no_main]
 
+mod early;
 mod overlay;
 mod packet;
 

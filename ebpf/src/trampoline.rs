@@ -3,16 +3,18 @@
 //! They read which half of the program array is in force and jump there. An upgrade fills the other
 //! half and turns every hook of the node with one write. An empty place drops.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
-use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use fairlead_common::maps::{
     HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
 };
 
 #[map(name = "programs")]
 static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(HOOKS * 2, 0);
+#[map(name = "early_programs")]
+static EARLY_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 #[map(name = "active")]
 static ACTIVE: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -42,6 +44,16 @@ trampolines! {
     t_to_uplink = HOOK_TO_UPLINK;
     t_from_overlay = HOOK_FROM_OVERLAY;
     t_to_overlay = HOOK_TO_OVERLAY;
+}
+
+/// Jumps to the program of XDP of the half in force. Without one, everything passes: tc judges it all the same.
+#[xdp]
+pub(crate) fn t_early(ctx: XdpContext) -> u32 {
+    if let Some(active) = ACTIVE.get(0) {
+        // SAFETY: the array holds programs of this type only.
+        unsafe { EARLY_PROGRAMS.tail_call(&ctx, *active & 1) };
+    }
+    xdp_action::XDP_PASS
 }
 
 /// The context as the raw pointer that the programs work with.

@@ -27,7 +27,8 @@ pub(crate) enum Counted {
 #[inline(always)]
 pub(crate) fn drop_here(skb: &Skb, state: &State, reason: DropReason, direction: u16) -> i32 {
     let dropped = Dropped { reason, ifindex: skb.ifindex(), direction };
-    dropped_packet::<u32>(skb, state, &dropped, None)
+    report::<u32>(skb.ether_type(), state, &dropped, None);
+    TC_ACT_SHOT
 }
 
 /// Does what the verdict says; returns the program's result.
@@ -49,7 +50,10 @@ where
         }
         Verdict::Redirect { slot } => redirect(skb, state, slot, p, counted),
         Verdict::Forward { ifindex } => forward(skb, state, ifindex, p, counted),
-        Verdict::Drop(dropped) => dropped_packet(skb, state, &dropped, Some(p)),
+        Verdict::Drop(dropped) => {
+            report(skb.ether_type(), state, &dropped, Some(p));
+            TC_ACT_SHOT
+        }
     }
 }
 
@@ -132,13 +136,13 @@ fn decrement_hop_limit<A: Address>(skb: &Skb, p: &Parsed<A>) -> bool {
 
 /// Counts a dropped packet and reports it. Out of line: drops are rare and need stack.
 #[inline(never)]
-fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Option<&Parsed<A>>) -> i32 {
+pub(crate) fn report<A: Address>(ether_type: u16, state: &State, dropped: &Dropped, p: Option<&Parsed<A>>) {
     let key =
         DropKey { ifindex: dropped.ifindex, direction: dropped.direction, reason: dropped.reason as u16 };
     count_drop(&key);
     let slot = slot_of(dropped.ifindex);
     let Some(limit) = event_limit(slot) else {
-        return TC_ACT_SHOT;
+        return;
     };
     let EventLimit { tick, mut written, lost, .. } = limit.get();
     let tick_now = now();
@@ -148,14 +152,13 @@ fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Op
     if written >= EVENTS_PER_TICK {
         count_lost(slot, false);
         limit.set(EventLimit { tick: tick_now, written, lost: lost.wrapping_add(1), reserved: 0 });
-        return TC_ACT_SHOT;
+        return;
     }
     let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
         count_lost(slot, true);
         limit.set(EventLimit { tick: tick_now, written, lost: lost.wrapping_add(1), reserved: 0 });
-        return TC_ACT_SHOT;
+        return;
     };
-    let ether_type = skb.ether_type();
     let mut event = DropEvent {
         source: [0; 4],
         destination: [0; 4],
@@ -181,5 +184,4 @@ fn dropped_packet<A: Address>(skb: &Skb, state: &State, dropped: &Dropped, p: Op
     entry.write(event);
     entry.submit(0);
     limit.set(EventLimit { tick: tick_now, written: written + 1, lost: 0, reserved: 0 });
-    TC_ACT_SHOT
 }

@@ -47,6 +47,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         mark_mask: settings.mark_mask,
         capacities: Capacities::from(&settings.limits),
         overlay: settings.overlay(),
+        early: settings.xdp.into(),
         ..fairlead_datapath::Options::new(&settings.bpffs)
     })
     .context("cannot open the datapath")?;

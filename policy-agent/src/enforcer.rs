@@ -130,7 +130,11 @@ impl Enforcer for Datapath {
     }
 
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError> {
-        Ok(Datapath::attach_uplink(self, ifindex)?)
+        Datapath::attach_uplink(self, ifindex)?;
+        if let Err(e) = self.attach_early(ifindex) {
+            tracing::info!("no XDP, packets of the uplink meet policy in tc alone: {e}");
+        }
+        Ok(())
     }
 
     fn attach_overlay(&mut self, ifindex: u32) -> Result<(), EnforcerError> {

@@ -7,6 +7,7 @@ use clap::Parser;
 use fairlead_api::{BPFFS, CNI_CONF_DIR, RUN_DIR, RunDir};
 use fairlead_cluster::Access;
 use fairlead_common::maps::DEFAULT_MARK_MASK;
+use fairlead_datapath::Early;
 use fairlead_policy::compiler::Limits;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -69,6 +70,9 @@ pub struct Values {
     /// Whether packets between pods may skip the host's stack [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub fast_path: Option<bool>,
+    /// Where packets that policy denies whatever comes are dropped before the host's stack [default: off].
+    #[arg(long)]
+    pub xdp: Option<XdpMode>,
     /// Bits of the packet mark that may be used, at least 12 in a row [default: 0x0fff0000].
     #[arg(long, value_name = "MASK")]
     pub mark_mask: Option<String>,
@@ -124,6 +128,29 @@ pub enum Source {
     Cluster(Access),
 }
 
+/// Where XDP looks at packets of the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver, where that can; else nowhere.
+    Native,
+    /// In the kernel, whatever the driver.
+    Generic,
+    /// Nowhere.
+    #[default]
+    Off,
+}
+
+impl From<XdpMode> for Early {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Native => Self::Native,
+            XdpMode::Generic => Self::Generic,
+            XdpMode::Off => Self::Off,
+        }
+    }
+}
+
 /// How pods of other nodes are reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -171,6 +198,8 @@ pub struct Settings {
     pub mtu: Option<u32>,
     /// Whether packets may skip the host's stack.
     pub fast_path: bool,
+    /// Where XDP looks at packets of the uplink.
+    pub xdp: XdpMode,
     /// Bits of the packet mark.
     pub mark_mask: u32,
     /// How long an ADD waits.
@@ -258,6 +287,7 @@ impl Values {
             log_format: self.log_format.or(other.log_format),
             mtu: self.mtu.or(other.mtu),
             fast_path: self.fast_path.or(other.fast_path),
+            xdp: self.xdp.or(other.xdp),
             mark_mask: self.mark_mask.or(other.mark_mask),
             add_timeout: self.add_timeout.or(other.add_timeout),
             routing: self.routing.or(other.routing),
@@ -340,6 +370,7 @@ impl Values {
             }),
             mtu: self.mtu,
             fast_path: self.fast_path.unwrap_or(true),
+            xdp: self.xdp.unwrap_or_default(),
             mark_mask,
             add_timeout,
             routing: self.routing.unwrap_or_default(),

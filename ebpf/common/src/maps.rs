@@ -98,6 +98,10 @@ pub mod names {
     pub const FROM_OVERLAY: &str = "from_overlay";
     /// Frozen program: trampoline for tc egress of the overlay device.
     pub const TO_OVERLAY: &str = "to_overlay";
+    /// Frozen program: trampoline for XDP of the uplink. One that finds no program lets pass, for tc judges after it.
+    pub const EARLY: &str = "early";
+    /// Frozen map: program array of XDP with an entry for each half.
+    pub const EARLY_PROGRAMS: &str = "early_programs";
     /// Frozen map: program array with two halves of [`super::HOOKS`] entries each.
     pub const PROGRAMS: &str = "programs";
     /// Frozen map: array of one u32, which half of [`PROGRAMS`] is in force (0 or 1).

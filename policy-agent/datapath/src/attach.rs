@@ -41,6 +41,15 @@ pub enum UplinkError {
         #[source]
         source: aya::programs::ProgramError,
     },
+    /// XDP could not be attached.
+    #[error("XDP on interface {ifindex}: {source}")]
+    Early {
+        /// Index of the interface.
+        ifindex: u32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The link could not be kept.
     #[error("interface {interface}: keeping the link: {what}")]
     Keep {
@@ -102,7 +111,7 @@ impl Datapath {
     fn attach_device(&self, ifindex: u32, ingress: &str, egress: &str) -> Result<(), Error> {
         let interface =
             interface_name(ifindex).map_err(|e| UplinkError::Interface(ifindex.to_string(), e))?;
-        let folder = self.object_links();
+        let folder = self.links();
         fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
         for (name, attach_type) in [(ingress, TcAttachType::Ingress), (egress, TcAttachType::Egress)] {
             self.attach_long_lived(&interface, ifindex, name, attach_type, &folder)?;
@@ -110,7 +119,8 @@ impl Datapath {
         Ok(())
     }
 
-    fn object_links(&self) -> std::path::PathBuf {
+    /// Folder of the pins of links.
+    pub(crate) fn links(&self) -> std::path::PathBuf {
         self.frozen().join("links")
     }
 

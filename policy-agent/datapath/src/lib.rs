@@ -6,6 +6,7 @@
 mod attach;
 mod banks;
 mod counters;
+mod early;
 mod endpoints;
 mod events;
 mod features;
@@ -29,6 +30,7 @@ use fairlead_policy::tables::Delta;
 
 pub use attach::UplinkError;
 pub use counters::{Counter, Counters};
+pub use early::Early;
 pub use endpoints::{EndpointEntry, Identity, RegisterError};
 pub use events::{DropRecord, EventLosses, Events, Losses};
 pub use fairlead_common::maps::Exit;
@@ -36,7 +38,7 @@ pub use features::missing_features;
 pub use map::MapError;
 pub use object::{Build, Capacities};
 pub use remotes::Exits;
-pub use test_run::{TestRun, test_run};
+pub use test_run::{TestRun, test_run, test_run_xdp};
 pub use writes::{Write, observed};
 
 use map::Map;
@@ -118,6 +120,8 @@ pub struct Options {
     pub mark_mask: u32,
     /// The overlay between nodes, where there is one.
     pub overlay: Option<Overlay>,
+    /// Where XDP looks at packets of the uplink.
+    pub early: Early,
 }
 
 /// What packets of the overlay between nodes bear.
@@ -139,6 +143,7 @@ impl Options {
             fast_path: true,
             mark_mask: fairlead_common::maps::DEFAULT_MARK_MASK,
             overlay: None,
+            early: Early::default(),
         }
     }
 }
@@ -161,7 +166,7 @@ impl Datapath {
     /// Loads programs and makes maps. What an agent before put in force stays in force until
     /// [`Self::activate`].
     pub fn open(options: &Options) -> Result<Self, Error> {
-        let object = Object::load(&options.bpffs, &options.build, &options.capacities)?;
+        let object = Object::load(options)?;
         let policy = Policy::new(&object, options)?;
         Ok(Self {
             policy,
@@ -226,6 +231,10 @@ impl Datapath {
     /// Folder of the frozen pins.
     pub fn frozen(&self) -> &Path {
         &self.object.pins.frozen
+    }
+
+    pub(crate) fn early(&self) -> &early::EarlyPrograms {
+        &self.object.early
     }
 
     /// A program of this version, for [`test_run`].

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map as AyaMap, MapData};
-use aya::programs::SchedClassifier;
+use aya::programs::{Program, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use fairlead_common::maps::{
     HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
@@ -21,10 +21,10 @@ use fairlead_common::maps::{
 
 use fairlead_policy::compiler::Limits;
 
-use crate::Error;
+use crate::early::EarlyPrograms;
 use crate::lasting::{LastingMaps, TakeOver};
 use crate::map::Map;
-use crate::sys;
+use crate::{Error, Options, sys};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.bpf.o"));
 
@@ -48,7 +48,7 @@ const PROGRAMS: [(&str, &[u32]); 5] = [
 ];
 
 /// Maps that never change.
-const FROZEN: [&str; 3] = [names::PROGRAMS, names::ACTIVE, names::KILLED];
+const FROZEN: [&str; 4] = [names::PROGRAMS, names::EARLY_PROGRAMS, names::ACTIVE, names::KILLED];
 
 /// An eBPF object, and the layouts of those of its maps that outlive an agent.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +119,7 @@ pub(crate) struct Object {
     ebpf: Ebpf,
     pub(crate) pins: Pins,
     programs: Map<u32, u32>,
+    pub(crate) early: EarlyPrograms,
     active: Map<u32, u32>,
     /// The half of the program array that this object's programs are in.
     half: u32,
@@ -132,7 +133,8 @@ pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
 
 impl Object {
     /// Loads programs and maps; nothing is in force yet.
-    pub(crate) fn load(bpffs: &Path, build: &Build, capacities: &Capacities) -> Result<Self, Error> {
+    pub(crate) fn load(options: &Options) -> Result<Self, Error> {
+        let Options { bpffs, build, capacities, .. } = options;
         if build.object.is_empty() {
             return Err(Error::NoObject);
         }
@@ -174,6 +176,7 @@ impl Object {
         let programs = named_map(&ebpf, names::PROGRAMS)?;
         let active: Map<u32, u32> = named_map(&ebpf, names::ACTIVE)?;
         let half = 1 - active.get(&0, 0)?.unwrap_or(0).min(1);
+        let early = EarlyPrograms::load(&mut ebpf, &pins, half, options.early)?;
         for (name, hooks) in PROGRAMS {
             let program = classifier(&mut ebpf, name)?;
             program.load()?;
@@ -183,7 +186,7 @@ impl Object {
             }
         }
         let take_over = lasting.take_over(|name| Some(map_data(ebpf.map(name)?)?.fd().as_fd()))?;
-        Ok(Self { ebpf, pins, programs, active, half, take_over })
+        Ok(Self { ebpf, pins, programs, early, active, half, take_over })
     }
 
     /// A map by its name.
@@ -202,8 +205,11 @@ impl Object {
     /// Descriptor of a program of this version, for tests by BPF_PROG_TEST_RUN.
     pub(crate) fn program(&self, name: &str) -> Result<OwnedFd, Error> {
         let program = self.ebpf.program(name).ok_or_else(|| Error::Object(name.to_owned()))?;
-        let program: &SchedClassifier = program.try_into()?;
-        program.fd()?.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.lasting))
+        let fd = match program {
+            Program::Xdp(program) => program.fd()?,
+            program => <&SchedClassifier>::try_from(program)?.fd()?,
+        };
+        fd.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.lasting))
     }
 
     /// Turns all hooks to this object's programs, and takes the others out.
@@ -214,7 +220,7 @@ impl Object {
         for hook in 0..HOOKS {
             self.programs.remove(&((1 - self.half) * HOOKS + hook))?;
         }
-        Ok(())
+        self.early.retire(1 - self.half)
     }
 
     /// What is to be taken over from an agent with other layouts, once this object is in force.
@@ -233,7 +239,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
     Ok(program.try_into()?)
 }
 
-fn named_map<K: sys::Plain + Copy, V: sys::Plain + Copy>(
+pub(crate) fn named_map<K: sys::Plain + Copy, V: sys::Plain + Copy>(
     ebpf: &Ebpf,
     name: &'static str,
 ) -> Result<Map<K, V>, Error> {

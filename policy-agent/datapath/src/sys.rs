@@ -293,6 +293,28 @@ pub(crate) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info[1])
 }
 
+/// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE`.
+pub(crate) const XDP_GENERIC: u32 = 2;
+pub(crate) const XDP_NATIVE: u32 = 4;
+
+/// Attaches a program of XDP to an interface, for as long as the descriptor or a pin of it is there.
+pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    const LINK_CREATE: u32 = 28;
+    const BPF_XDP: u32 = 37;
+    let words = [ifindex, BPF_XDP, flags].map(u32::to_ne_bytes);
+    let fd = bpf(LINK_CREATE, &[(0, &fd_bytes(program)), (4, &words[0]), (8, &words[1]), (12, &words[2])])?;
+    // SAFETY: the kernel just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Program and interface of a link of XDP; no interface where that is gone.
+pub(crate) fn link_of_xdp(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    // `struct bpf_link_info`: type, id, program, a gap, and for XDP the interface's index.
+    let mut info = [0u32; 5];
+    object_info(link, &mut info)?;
+    Ok((info[2], info[4]))
+}
+
 fn object_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let length = u32::try_from(size_of::<T>()).unwrap_or(0).to_ne_bytes();
     let at = (std::ptr::from_mut(info) as u64).to_ne_bytes();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests, and what they share")]
 
 mod churn;
+mod early;
 mod header;
 mod masquerade;
 mod model;

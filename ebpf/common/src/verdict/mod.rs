@@ -3,6 +3,7 @@
 //! Nothing here touches a map or a packet itself: the kernel's side and the tests hand in both.
 //! One module for each hook; what they share stands here, in `rules` and in `fragments`.
 
+mod early;
 mod fragments;
 mod from_fabric;
 mod from_pod;
@@ -12,6 +13,7 @@ mod rules;
 mod to_pod;
 mod uplink;
 
+pub use early::early;
 pub use fragments::resolve_fragment;
 pub use from_fabric::from_fabric;
 pub use from_pod::from_pod;

@@ -109,6 +109,12 @@ impl<A: Address + Eq + Hash> Host<A> {
         self.flows.0.borrow().len() + self.pending.0.borrow().len()
     }
 
+    /// Forgets all flows that bear one of these flags, as if there had been no room.
+    pub(crate) fn evict(&self, flags: u32) {
+        self.flows.0.borrow_mut().retain(|_, flow| !flow.has(flags));
+        self.pending.0.borrow_mut().retain(|_, pending| !pending.flow.has(flags));
+    }
+
     pub(crate) fn set_policy(&mut self, ifindex: u32, policy: EndpointPolicy) {
         if let Some(endpoint) = self.endpoints.get_mut(&slot_of(ifindex)) {
             endpoint.policy = [policy; BANKS];

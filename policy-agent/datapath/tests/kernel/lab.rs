@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, names, slot_of};
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{
-    Build, Capacities, Counters, Datapath, Identity, Options, Overlay, TestRun, test_run,
+    Build, Capacities, Counters, Datapath, Early, Identity, Options, Overlay, TestRun, test_run, test_run_xdp,
 };
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::{Delta, Slot};
@@ -26,6 +26,10 @@ pub(crate) const PASS: i32 = -1;
 pub(crate) const DROP: i32 = 2;
 /// `TC_ACT_REDIRECT`.
 pub(crate) const REDIRECT: i32 = 7;
+
+/// `XDP_DROP` and `XDP_PASS`.
+pub(crate) const XDP_DROP: u32 = 1;
+pub(crate) const XDP_PASS: u32 = 2;
 
 /// Runs a test as root in its own namespaces. Without root it fails where
 /// `FAIRLEAD_REQUIRE_PRIVILEGED=1`, else it says so and does nothing.
@@ -134,6 +138,17 @@ impl Lab {
     /// The next agent, which sends everything through the stack.
     pub(crate) fn restart_without_fast_path(&mut self) {
         self.restart_with(Options { fast_path: false, ..options(&self.folder) });
+    }
+
+    /// The next agent, with XDP in this mode.
+    pub(crate) fn restart_early(&mut self, early: Early) {
+        self.restart_with(Options { early, ..options(&self.folder) });
+    }
+
+    /// What XDP makes of a frame that reaches an uplink.
+    pub(crate) fn early(&self, frame: &[u8]) -> u32 {
+        let program = self.datapath.program("early").unwrap();
+        test_run_xdp(program.as_fd(), frame).unwrap()
     }
 
     fn restart_with(&mut self, options: Options) {

@@ -7,6 +7,7 @@ mod across;
 mod capacity;
 mod cases;
 mod commit;
+mod early;
 mod events;
 mod flows;
 mod forgery;
