@@ -87,8 +87,9 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
                 leaves && may_enter(tables, generation, target, &p.source, p.protocol, p.destination_port);
             let fast =
                 state.flags & STATE_FAST_PATH != 0 && endpoint.flags & target.flags & ENDPOINT_FAST_PATH != 0;
+            // What TCP is in the midst of may be an answer that the stack has to translate back: its flow was evicted.
             let (opener, flags) = if enters {
-                (source, if fast { FLOW_DIRECT } else { 0 })
+                (source, if fast && !p.is_mid_stream() { FLOW_DIRECT } else { 0 })
             } else if p.is_mid_stream()
                 && may_enter(tables, generation, endpoint, &p.destination, p.protocol, p.source_port)
                 && may_leave(tables, generation, target, &p.source, p.protocol, p.source_port)

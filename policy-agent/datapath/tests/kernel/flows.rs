@@ -180,6 +180,24 @@ fn an_evicted_tcp_flow_comes_back_mid_stream_where_the_rules_allow_its_opening()
     });
 }
 
+/// It may be the answer of a Service's backend, which the stack alone can translate back.
+#[test]
+fn what_comes_back_mid_stream_between_two_pods_goes_through_the_stack() {
+    in_lab(|lab| {
+        let (a, b) = (lab.pod(1), lab.pod(2));
+        for pod in [&a, &b] {
+            policy(lab, pod, Side::OPEN, Side::OPEN);
+        }
+        for peer in [b.v4.into(), b.v6.into()] {
+            for _ in 0..2 {
+                assert_eq!(lab.send(&a, &tcp_from(&a, peer, 80, 1000, ACK)).result, PASS);
+            }
+            assert_eq!(lab.send(&a, &tcp_from(&a, peer, 80, 1001, SYN)).result, REDIRECT);
+            assert_eq!(lab.send(&a, &tcp_from(&a, peer, 80, 1001, ACK)).result, REDIRECT);
+        }
+    });
+}
+
 #[test]
 fn replies_of_sctp_and_echo_pass_and_their_reverse_does_not() {
     in_lab(|lab| {
