@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::Xdp;
@@ -76,10 +77,9 @@ impl Datapath {
         let mode = self.early().mode;
         for (other, start) in LINKS.into_iter().filter(|(other, _)| *other != mode) {
             let pin = folder.join(format!("{start}{ifindex}"));
-            match fs::remove_file(&pin) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&pin)(e)),
-                Ok(()) => tracing::debug!("XDP of interface {ifindex}: no longer {other:?}"),
-                Err(_) => {}
+            if let Some(link) = link(&pin)? {
+                detach(&link, &pin)?;
+                tracing::debug!("XDP of interface {ifindex}: no longer {other:?}");
             }
         }
         let (start, flags) = match mode {
@@ -92,16 +92,31 @@ impl Datapath {
             .and_then(|fd| sys::program_id(fd.as_fd()))
             .map_err(io_error(&trampoline))?;
         let pin = folder.join(format!("{start}{ifindex}"));
-        match sys::obj_get(&pin).and_then(|link| sys::link_of_xdp(link.as_fd())) {
-            Ok(there) if there == (id, ifindex) => return Ok(()),
+        if let Some(link) = link(&pin)? {
+            if sys::link_of_xdp(link.as_fd()).map_err(io_error(&pin))? == (id, ifindex) {
+                return Ok(());
+            }
             // Of an interface that had this index before, or that was detached.
-            Ok(_) => fs::remove_file(&pin).map_err(io_error(&pin))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io_error(&pin)(e)),
+            detach(&link, &pin)?;
         }
         sys::obj_get(&trampoline)
             .and_then(|program| sys::link_xdp(program.as_fd(), ifindex, flags))
             .and_then(|link| sys::obj_pin(link.as_fd(), &pin))
             .map_err(|source| UplinkError::Early { ifindex, source }.into())
     }
+}
+
+/// The link that is pinned there, if one is.
+fn link(pin: &Path) -> Result<Option<OwnedFd>, Error> {
+    match sys::obj_get(pin) {
+        Ok(link) => Ok(Some(link)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io_error(pin)(e)),
+    }
+}
+
+/// Takes a link off its interface at once: the kernel lets go of one that is only unpinned some time later, and until
+/// then nothing else can be attached there.
+fn detach(link: &OwnedFd, pin: &Path) -> Result<(), Error> {
+    sys::link_detach(link.as_fd()).and_then(|()| fs::remove_file(pin)).map_err(io_error(pin))
 }

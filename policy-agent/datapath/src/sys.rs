@@ -307,6 +307,12 @@ pub(crate) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io:
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Takes a link off what it is attached to; whoever still holds it holds nothing.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    const LINK_DETACH: u32 = 34;
+    bpf(LINK_DETACH, &[(0, &fd_bytes(link))]).map(drop)
+}
+
 /// Program and interface of a link of XDP; no interface where that is gone.
 pub(crate) fn link_of_xdp(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     // `struct bpf_link_info`: type, id, program, a gap, and for XDP the interface's index.
