@@ -70,6 +70,9 @@ pub struct Values {
     /// Whether packets between pods may skip the host's stack [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub fast_path: Option<bool>,
+    /// Whether that holds between nodes, too [default: false]: ICMP errors do not go that way yet.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub fast_path_between_nodes: Option<bool>,
     /// Where packets that policy denies whatever comes are dropped before the host's stack [default: off].
     #[arg(long)]
     pub xdp: Option<XdpMode>,
@@ -198,6 +201,8 @@ pub struct Settings {
     pub mtu: Option<u32>,
     /// Whether packets may skip the host's stack.
     pub fast_path: bool,
+    /// Whether packets between pods of two nodes may, too.
+    pub fast_path_between_nodes: bool,
     /// Where XDP looks at packets of the uplink.
     pub xdp: XdpMode,
     /// Bits of the packet mark.
@@ -287,6 +292,7 @@ impl Values {
             log_format: self.log_format.or(other.log_format),
             mtu: self.mtu.or(other.mtu),
             fast_path: self.fast_path.or(other.fast_path),
+            fast_path_between_nodes: self.fast_path_between_nodes.or(other.fast_path_between_nodes),
             xdp: self.xdp.or(other.xdp),
             mark_mask: self.mark_mask.or(other.mark_mask),
             add_timeout: self.add_timeout.or(other.add_timeout),
@@ -370,6 +376,7 @@ impl Values {
             }),
             mtu: self.mtu,
             fast_path: self.fast_path.unwrap_or(true),
+            fast_path_between_nodes: self.fast_path_between_nodes.unwrap_or(false),
             xdp: self.xdp.unwrap_or_default(),
             mark_mask,
             add_timeout,

@@ -274,7 +274,8 @@ impl Network {
         });
         let unreached = self.routes.reconcile(&plan).await;
         // The programs leave to the routes where a packet goes: without one it is the stack's.
-        let exits = if unreached.is_empty() { plan.exits } else { Exits::new() };
+        let straight = self.settings.fast_path_between_nodes && unreached.is_empty();
+        let exits = if straight { plan.exits } else { Exits::new() };
         if self.exits.as_ref() != Some(&exits) {
             self.engine.tell(Message::Exits(exits.clone()));
             self.exits = Some(exits);

@@ -14,7 +14,10 @@ async fn forwarded(cluster: &Cluster) -> [u64; 2] {
 
 async fn forwards(routing: &str, fast_path: bool) {
     let fast = format!("--fast-path={fast_path}");
-    let mut cluster = Cluster::start(&two_nodes(), &["--routing", routing, &fast]).await.unwrap();
+    let mut cluster =
+        Cluster::start(&two_nodes(), &["--routing", routing, "--fast-path-between-nodes", &fast])
+            .await
+            .unwrap();
     add(&mut cluster, "a", "node-a").await;
     add(&mut cluster, "b", "node-b").await;
     // Policy in force does not change the way.

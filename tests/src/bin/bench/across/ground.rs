@@ -133,7 +133,7 @@ impl Ground {
             world::node(NODES[1], &["172.20.0.12", "fd20::12"], &["10.244.2.0/24", "fd10:244:0:2::/64"]),
             world::namespace(NAMESPACE, json!({})),
         ];
-        let fast = format!("--fast-path={fast_path}");
+        let fast = format!("--fast-path-between-nodes={fast_path}");
         let mut cluster = Cluster::start(&objects, &["--routing", kind.name(), &fast]).await?;
         let policies: Vec<_> = (0..POLICIES).map(policy).collect();
         cluster.world().write("policies.yaml", &policies)?;
