@@ -13,7 +13,7 @@ use crate::packet::{PACKET_HOST, Skb};
 use crate::steps::Steps;
 use crate::tables::{Maps, state, tunnel4, tunnel6};
 use crate::trampoline::raw;
-use crate::uplink::honest;
+use crate::uplink::{HONEST, honest};
 use crate::verdict::{Counted, act, drop_here};
 
 /// tc ingress of the overlay device: what other nodes sent through a tunnel.
@@ -23,22 +23,33 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
     let Some(state) = state() else { return TC_ACT_SHOT };
     let node = sender(&skb, &state);
     skb.pull();
-    match skb.ether_type() {
-        ETHER_IPV4 => match skb.at::<26, 1>() {
-            Some([source]) => arriving(&skb, &state, node, source),
-            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
-        },
-        ETHER_IPV6 => match skb.at::<22, 4>() {
-            Some(source) => arriving(&skb, &state, node, source),
-            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
-        },
+    let result = match skb.ether_type() {
+        ETHER_IPV4 => arriving4(&skb, &state, node),
+        ETHER_IPV6 => arriving6(&skb, &state, node),
         // Neighbours are not asked for through a tunnel.
         _ => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_INGRESS),
+    };
+    if result == HONEST { honest(&skb, &state) } else { result }
+}
+
+#[inline(never)]
+fn arriving4(skb: &Skb, state: &State, node: u32) -> i32 {
+    match skb.at::<26, 1>() {
+        Some([source]) => arriving(&Skb(skb.0), state, node, source),
+        None => drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS),
+    }
+}
+
+#[inline(never)]
+fn arriving6(skb: &Skb, state: &State, node: u32) -> i32 {
+    match skb.at::<22, 4>() {
+        Some(source) => arriving(&Skb(skb.0), state, node, source),
+        None => drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS),
     }
 }
 
 /// Number of the node that sent the packet, by the outer source address.
-#[inline(always)]
+#[inline(never)]
 fn sender(skb: &Skb, state: &State) -> u32 {
     // SAFETY: all zeroes is a value of this plain structure.
     let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
@@ -74,7 +85,7 @@ where
         let _ = unsafe { bpf_skb_change_type(skb.0, PACKET_HOST) };
     }
     if matches!(verdict, Verdict::Pass { .. }) {
-        return honest(skb, state);
+        return HONEST;
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };

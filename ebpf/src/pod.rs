@@ -16,7 +16,7 @@ use crate::verdict::{Counted, act, drop_here, pass};
 
 /// Says that the packet is an ICMP error, which has a function of its own: both together need more
 /// stack than there is. No result of tc.
-const ICMP_ERROR: i32 = i32::MIN;
+pub(crate) const ICMP_ERROR: i32 = i32::MIN;
 
 /// tc ingress of a pod's host interface: what the pod sends.
 #[classifier]

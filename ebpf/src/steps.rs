@@ -7,10 +7,10 @@
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::allows;
-use fairlead_common::maps::{FlowKey, PendingKey, Side};
+use fairlead_common::maps::{Exit, FlowKey, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Family};
+use fairlead_common::verdict::{self, Family, Tables};
 
 use crate::packet::Skb;
 use crate::tables::Maps;
@@ -27,12 +27,14 @@ pub(crate) trait Steps: Family {
     fn locate(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> Option<PendingKey>;
     /// [`flow::take_over`].
     fn take_over(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> bool;
+    /// [`Tables::exit_to`].
+    fn exit_to(address: &Self) -> Exit;
     /// [`flow::record`].
     fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $take_over:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $take_over:ident, $exit_to:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -91,6 +93,21 @@ macro_rules! steps {
             }
         }
 
+        /// Interface, then what fits.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $exit_to(address: *const $address) -> u64 {
+            // SAFETY: as above.
+            match unsafe { address.as_ref() } {
+                Some(address) => {
+                    let node = Maps.remote(address);
+                    let exit = Tables::<$address>::exit(&Maps, node);
+                    u64::from(exit.ifindex) << 32 | u64::from(exit.mtu)
+                }
+                None => 0,
+            }
+        }
+
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $record(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
@@ -130,6 +147,12 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn exit_to(address: &Self) -> Exit {
+                let exit = $exit_to(address);
+                Exit { ifindex: (exit >> 32) as u32, mtu: exit as u32 }
+            }
+
+            #[inline(always)]
             fn record(key: &FlowKey<Self>, opening: &Opening) -> bool {
                 $record(key, opening) != 0
             }
@@ -137,8 +160,8 @@ macro_rules! steps {
     };
 }
 
-steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, take_over_ipv4, record_ipv4);
-steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, take_over_ipv6, record_ipv6);
+steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, take_over_ipv4, exit_ipv4, record_ipv4);
+steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, take_over_ipv6, exit_ipv6, record_ipv6);
 
 /// In place of a slot and a place: the flow is nowhere.
 const NOWHERE: u64 = u64::MAX;

@@ -346,6 +346,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn exit_to(&self, address: &$address) -> Exit {
+                <$address>::exit_to(address)
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<FirstFragment> {
                 // SAFETY: see `flow`; a reused element is another allowed datagram's.
                 if let Some(first) = unsafe { $fragments.get(key) } {

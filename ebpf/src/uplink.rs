@@ -4,15 +4,20 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
-use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 
 use crate::packet::Skb;
+use crate::pod::ICMP_ERROR;
 use crate::steps::Steps;
 use crate::tables::{Maps, state};
 use crate::trampoline::raw;
 use crate::verdict::{Counted, act, drop_here, pass};
+
+/// Says that the source is as it may be; what follows has a function of its own, beside the one that looked at it, for
+/// the sake of the stack. No result of tc.
+pub(crate) const HONEST: i32 = i32::MIN + 1;
 
 /// tc ingress of the uplink: what reaches the node.
 #[classifier]
@@ -20,19 +25,30 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
     let skb = Skb(raw(&ctx));
     let Some(state) = state() else { return TC_ACT_SHOT };
     skb.pull();
-    match skb.ether_type() {
-        ETHER_IPV4 => match skb.at::<26, 1>() {
-            Some([source]) => arriving(&skb, &state, source),
-            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
-        },
-        ETHER_IPV6 => match skb.at::<22, 4>() {
-            Some(source) => arriving(&skb, &state, source),
-            None => drop_here(&skb, &state, DropReason::Malformed, DIRECTION_INGRESS),
-        },
+    let result = match skb.ether_type() {
+        ETHER_IPV4 => arriving4(&skb, &state),
+        ETHER_IPV6 => arriving6(&skb, &state),
         _ => {
             pass(&skb, &state, SLOT_SETTLED, Counted::No);
             TC_ACT_UNSPEC
         }
+    };
+    if result == HONEST { honest(&skb, &state) } else { result }
+}
+
+#[inline(never)]
+fn arriving4(skb: &Skb, state: &State) -> i32 {
+    match skb.at::<26, 1>() {
+        Some([source]) => arriving(&Skb(skb.0), state, source),
+        None => drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS),
+    }
+}
+
+#[inline(never)]
+fn arriving6(skb: &Skb, state: &State) -> i32 {
+    match skb.at::<22, 4>() {
+        Some(source) => arriving(&Skb(skb.0), state, source),
+        None => drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS),
     }
 }
 
@@ -44,7 +60,7 @@ where
     let hook = skb.hook(state);
     let verdict = verdict::from_uplink(&Maps, &hook, &source);
     if verdict == (Verdict::Pass { slot: SLOT_SETTLED }) {
-        return honest(skb, state);
+        return HONEST;
     }
     // For the event: all that was looked at.
     let p = Parsed { source, ..Parsed::empty() };
@@ -54,12 +70,32 @@ where
 /// What reaches the node from a source that may say so.
 #[inline(always)]
 pub(crate) fn honest(skb: &Skb, state: &State) -> i32 {
-    if skb.ether_type() == ETHER_IPV4 { honest4(skb, state) } else { honest6(skb, state) }
+    if skb.ether_type() == ETHER_IPV4 {
+        match honest4(skb, state) {
+            ICMP_ERROR => honest4_error(skb, state),
+            result => result,
+        }
+    } else {
+        match honest6(skb, state) {
+            ICMP_ERROR => honest6_error(skb, state),
+            result => result,
+        }
+    }
 }
 
 #[inline(never)]
 fn honest4(skb: &Skb, state: &State) -> i32 {
     from_fabric::<u32>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn honest4_error(skb: &Skb, state: &State) -> i32 {
+    error_from_fabric::<u32>(&Skb(skb.0), state)
+}
+
+#[inline(never)]
+fn honest6_error(skb: &Skb, state: &State) -> i32 {
+    error_from_fabric::<[u32; 4]>(&Skb(skb.0), state)
 }
 
 #[inline(never)]
@@ -74,8 +110,22 @@ where
 {
     let mut p = Parsed::empty();
     let verdict = match A::parse(skb, &mut p) {
+        Ok(()) if p.kind == Kind::IcmpError => return ICMP_ERROR,
         Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), &p),
         // Whoever it is for looks at it again.
+        Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
+    };
+    act(skb, state, verdict, &p, Counted::No)
+}
+
+#[inline(always)]
+fn error_from_fabric<A: Steps>(skb: &Skb, state: &State) -> i32
+where
+    Maps: Tables<A>,
+{
+    let mut p = Parsed::empty();
+    let verdict = match A::parse(skb, &mut p) {
+        Ok(()) => verdict::error_from_fabric(&Maps, state, skb, skb.for_this_host(), &p),
         Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
     };
     act(skb, state, verdict, &p, Counted::No)

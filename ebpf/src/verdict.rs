@@ -49,7 +49,7 @@ where
             TC_ACT_UNSPEC
         }
         Verdict::Redirect { slot } => redirect(skb, state, slot, p, counted),
-        Verdict::Forward { ifindex } => forward(skb, state, ifindex, p, counted),
+        Verdict::Forward { ifindex } => forward(skb, state, ifindex, p.hop_limit, counted),
         Verdict::Drop(dropped) => {
             report(skb.ether_type(), state, &dropped, Some(p));
             TC_ACT_SHOT
@@ -81,7 +81,7 @@ where
     let ifindex = target.ifindex;
     // Destination, then source: the target's pod and its gateway stand side by side.
     let macs = [target.pod_mac, target.host_mac];
-    if !skb.store(0, &macs, 0) || !decrement_hop_limit(skb, p) {
+    if !skb.store(0, &macs, 0) || !decrement_hop_limit(skb, p.hop_limit) {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     }
     skb.clear_mark();
@@ -96,15 +96,12 @@ where
 
 /// Sends the packet to another node, past the stack but by its routes and neighbours.
 #[inline(always)]
-fn forward<A: Address>(skb: &Skb, state: &State, ifindex: u32, p: &Parsed<A>, counted: Counted) -> i32
-where
-    Maps: Tables<A>,
-{
+fn forward(skb: &Skb, state: &State, ifindex: u32, hop_limit: u8, counted: Counted) -> i32 {
     if !skb.for_this_host() {
         pass(skb, state, slot_of(skb.ifindex()), counted);
         return TC_ACT_UNSPEC;
     }
-    if !decrement_hop_limit(skb, p) {
+    if !decrement_hop_limit(skb, hop_limit) {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     }
     // Nothing is owed where it leaves.
@@ -118,7 +115,7 @@ where
 
 /// What a router does: RFC 1812, section 5.3.1, with the checksum of RFC 1141; RFC 8200, section 3.
 #[inline(always)]
-fn decrement_hop_limit<A: Address>(skb: &Skb, p: &Parsed<A>) -> bool {
+fn decrement_hop_limit(skb: &Skb, hop_limit: u8) -> bool {
     if skb.ether_type() == ETHER_IPV4 {
         let Some([word]) = skb.at::<22, 1>() else {
             return false;
@@ -129,7 +126,7 @@ fn decrement_hop_limit<A: Address>(skb: &Skb, p: &Parsed<A>) -> bool {
         let word = (word & 0xffff_0000) - 0x0100_0000 | sum;
         skb.store(22, &word.to_be(), 0)
     } else {
-        let hop_limit = p.hop_limit.wrapping_sub(1);
+        let hop_limit = hop_limit.wrapping_sub(1);
         skb.store(21, &hop_limit, u64::from(BPF_F_RECOMPUTE_CSUM))
     }
 }

@@ -17,7 +17,7 @@ pub use early::early;
 pub use fragments::resolve_fragment;
 pub use from_fabric::from_fabric;
 pub use from_pod::from_pod;
-pub use icmp_errors::{error_from_pod, error_to_pod};
+pub use icmp_errors::{error_from_fabric, error_from_pod, error_to_pod};
 pub use overlay::from_overlay;
 pub use to_pod::to_pod;
 pub use uplink::{from_uplink, to_uplink};
@@ -51,6 +51,13 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment>;
     /// Remembers what a datagram's first fragment says for the others.
     fn insert_fragment(&self, key: &FragmentKey<A>, first: &FirstFragment);
+
+    /// How packets for an address of another node's leave; the kernel's side has it as a function of its own, for
+    /// the sake of the stack.
+    #[inline(always)]
+    fn exit_to(&self, address: &A) -> Exit {
+        self.exit(self.remote(address))
+    }
 
     /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
     /// walks once.

@@ -293,3 +293,38 @@ fn without_the_fast_path_everything_is_the_stacks() {
         }
     });
 }
+
+#[test]
+fn errors_take_the_way_of_the_flow_that_they_are_about() {
+    in_lab(|lab| {
+        let (pod, uplink) = (lab.pod(1), uplink(lab));
+        for peer in remotes() {
+            let me = own(&pod, peer);
+            let (protocol, kind) = if peer.is_ipv4() { (ICMP, 3) } else { (ICMP6, 1) };
+            let error = |from: IpAddr, about: &[u8]| {
+                ip(from, if from == me { peer } else { me }, protocol, &icmp(kind, 1, [0; 4], about))
+            };
+            assert_eq!(lab.send(&pod, &udp_from(&pod, peer, 2000, 53)).result, REDIRECT);
+            let sent = ip(me, peer, UDP, &udp(2000, 53, b"x"));
+            // From the other pod, and from a router on the way.
+            let router = if peer.is_ipv4() { at("192.0.2.77") } else { at("2001:db8::77") };
+            for from in [peer, router] {
+                let run = arrives(lab, &uplink, &error(from, &sent));
+                assert_eq!((run.result, run.mark), (REDIRECT, 0), "{from}");
+                assert_eq!(run.packet[..6], pod.identity.pod_mac);
+            }
+            // About nothing that is known.
+            let other = ip(me, peer, UDP, &udp(2001, 53, b"x"));
+            assert_eq!(arrives(lab, &uplink, &error(peer, &other)).result, PASS);
+            // The pod's own, about what it got.
+            let got = ip(peer, me, UDP, &udp(3000, 54, b"x"));
+            assert_eq!(arrives(lab, &uplink, &got).result, REDIRECT);
+            let run = lab.send(&pod, &framed(&pod, true, &error(me, &got)));
+            assert_eq!((run.result, run.mark), (REDIRECT, 0));
+            // Once the way is gone, the stack has them.
+            lab.datapath.set_exits(&Exits::new()).unwrap();
+            assert_eq!(lab.send(&pod, &framed(&pod, true, &error(me, &got))).result, PASS);
+            lab.datapath.set_exits(&exits(&uplink)).unwrap();
+        }
+    });
+}
