@@ -8,6 +8,7 @@ mod capacity;
 mod cases;
 mod commit;
 mod early;
+mod errors;
 mod events;
 mod flows;
 mod forgery;
