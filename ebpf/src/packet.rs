@@ -83,6 +83,19 @@ impl Skb {
         unsafe { (*self.0).mark = mark }
     }
 
+    /// Overwrites words at a constant offset, in place; `false` where the packet is shorter. A checksum of the
+    /// whole packet, where there is one, must not change by it.
+    #[inline(always)]
+    pub(crate) fn put<const OFFSET: usize, const N: usize>(&self, words: [u32; N]) -> bool {
+        let start = self.field().data as usize + OFFSET;
+        if start + N * 4 <= self.field().data_end as usize {
+            // SAFETY: as in `at`; the kernel has made the headers this packet's own before the program runs.
+            unsafe { *(start as *mut [u32; N]) = words };
+            return true;
+        }
+        false
+    }
+
     /// Overwrites bytes of the packet; `false` where it is too short or memory is short.
     #[inline(always)]
     pub(crate) fn store<T>(&self, offset: u32, value: &T, flags: u64) -> bool {

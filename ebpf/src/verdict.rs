@@ -79,9 +79,10 @@ where
         return TC_ACT_UNSPEC;
     };
     let ifindex = target.ifindex;
-    // Destination, then source: the target's pod and its gateway stand side by side.
-    let macs = [target.pod_mac, target.host_mac];
-    if !skb.store(0, &macs, 0) || !decrement_hop_limit(skb, p.hop_limit) {
+    // Destination, then source.
+    let ([p0, p1, p2, p3, p4, p5], [h0, h1, h2, h3, h4, h5]) = (target.pod_mac, target.host_mac);
+    let macs = [[p0, p1, p2, p3], [p4, p5, h0, h1], [h2, h3, h4, h5]].map(u32::from_ne_bytes);
+    if !skb.put::<0, 3>(macs) || !decrement_hop_limit(skb, p.hop_limit) {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     }
     skb.clear_mark();
@@ -124,7 +125,7 @@ fn decrement_hop_limit(skb: &Skb, hop_limit: u8) -> bool {
         let sum = (word & 0xffff) + 0x0100;
         let sum = (sum + u32::from(sum >= 0xffff)) & 0xffff;
         let word = (word & 0xffff_0000) - 0x0100_0000 | sum;
-        skb.store(22, &word.to_be(), 0)
+        skb.put::<22, 1>([word.to_be()])
     } else {
         let hop_limit = hop_limit.wrapping_sub(1);
         skb.store(21, &hop_limit, u64::from(BPF_F_RECOMPUTE_CSUM))

@@ -238,11 +238,31 @@ pub fn find<'a, A: Address + 'a, T: FlowTables<A>>(
     slots: [u32; 2],
     now: u32,
 ) -> Option<Known<'a>> {
-    if let Some(flow) = tables.flow(key)
-        && flow.alive(key.protocol, now)
-    {
-        return Some(Known { flow, place: ANSWERED });
+    match answered(tables, key, now) {
+        None => waiting(tables, key, slots, now),
+        known => known,
     }
+}
+
+/// Looks a flow up among the answered ones, as nearly all packets' flows are.
+#[inline(always)]
+pub fn answered<'a, A: Address + 'a, T: FlowTables<A>>(
+    tables: &'a T,
+    key: &FlowKey<A>,
+    now: u32,
+) -> Option<Known<'a>> {
+    let flow = tables.flow(key)?;
+    if flow.alive(key.protocol, now) { Some(Known { flow, place: ANSWERED }) } else { None }
+}
+
+/// Looks a flow up that is not [`answered`]: among the pending ones of two endpoints.
+#[inline(always)]
+pub fn waiting<'a, A: Address + 'a, T: FlowTables<A>>(
+    tables: &'a T,
+    key: &FlowKey<A>,
+    slots: [u32; 2],
+    now: u32,
+) -> Option<Known<'a>> {
     let place = match tables.locate(key, slots, now) {
         Some(place) => place,
         None if tables.takes_over() && tables.take_over(key, slots, now) => ANSWERED,

@@ -1,6 +1,6 @@
 //! What a pod sends: tc ingress of its host interface.
 
-use crate::flow::{Known, Opening, find, promote};
+use crate::flow::{Known, Opening, answered, promote, waiting};
 use crate::judge::protocol;
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, ADDRESS_UNKNOWN,
@@ -48,15 +48,25 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     }
     let now = tables.now();
     let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    let address = tables.address(&p.destination);
-    let local = waits_with(address);
-    if !p.is_bare_syn()
-        && let Some(known) = find(tables, &key, [me, local], now)
+    let opens = p.is_bare_syn();
+    let mut known = if opens { None } else { answered(tables, &key, now) };
+    // Whose address it is matters only to what nobody has answered.
+    let mut address = None;
+    if !opens && known.is_none() {
+        let to = tables.address(&p.destination);
+        known = waiting(tables, &key, [me, waits_with(to)], now);
+        address = Some(to);
+    }
+    if let Some(known) = known
         && let Some(verdict) =
             known_from_pod(tables, state, packet, endpoint, me, p, &key, source, &known, now)
     {
         return verdict;
     }
+    let address = match address {
+        Some(address) => address,
+        None => tables.address(&p.destination),
+    };
     // A flow that is not known.
     let mut opening = Opening {
         owner: me,

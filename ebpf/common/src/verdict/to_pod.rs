@@ -1,6 +1,6 @@
 //! What the host's stack delivers to a pod: tc egress of its host interface.
 
-use crate::flow::{Known, Opening, find, promote};
+use crate::flow::{Known, Opening, answered, promote, waiting};
 use crate::maps::{
     Endpoint, FLOW_AFTER_NAT, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, State, slot_of,
 };
@@ -53,12 +53,16 @@ pub fn to_pod<A: Family, T: Tables<A>>(
     };
     let now = tables.now();
     let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    let local = match sender {
-        Some(sender) => opens_with(&p.source, sender),
-        None => waits_with(tables.address(&p.source)),
-    };
-    if !p.is_bare_syn()
-        && let Some(known) = find(tables, &key, [me, local], now)
+    let opens = p.is_bare_syn();
+    let mut known = if opens { None } else { answered(tables, &key, now) };
+    if !opens && known.is_none() {
+        let local = match sender {
+            Some(sender) => opens_with(&p.source, sender),
+            None => waits_with(tables.address(&p.source)),
+        };
+        known = waiting(tables, &key, [me, local], now);
+    }
+    if let Some(known) = known
         && let Some(verdict) =
             known_to_pod(tables, generation, endpoint, sender, p, &key, source, &known, now)
     {
@@ -109,7 +113,7 @@ pub fn to_pod<A: Family, T: Tables<A>>(
             opening.flags = FLOW_AFTER_NAT;
             opening.sender = (owing, sender.generation);
             if opener == source {
-                opening.owner = local;
+                opening.owner = opens_with(&p.source, sender);
             }
         }
         opening.opener = opener;
