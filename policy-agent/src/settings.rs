@@ -70,7 +70,7 @@ pub struct Values {
     /// Whether packets between pods may skip the host's stack [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub fast_path: Option<bool>,
-    /// Whether that holds between nodes, too [default: false]: ICMP errors do not go that way yet.
+    /// Whether that holds between nodes, too [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub fast_path_between_nodes: Option<bool>,
     /// Where packets that policy denies whatever comes are dropped before the host's stack [default: off].
@@ -376,7 +376,7 @@ impl Values {
             }),
             mtu: self.mtu,
             fast_path: self.fast_path.unwrap_or(true),
-            fast_path_between_nodes: self.fast_path_between_nodes.unwrap_or(false),
+            fast_path_between_nodes: self.fast_path_between_nodes.unwrap_or(true),
             xdp: self.xdp.unwrap_or_default(),
             mark_mask,
             add_timeout,
