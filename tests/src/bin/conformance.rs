@@ -1,7 +1,7 @@
 //! Kubernetes' own tests of the network, run against Fairlead on a real cluster, and their table.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is for people")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -16,6 +16,10 @@ use serde::Deserialize;
 const FOCUS: &str = r"Netpol|Networking Granular Checks: Pods|\[sig-network\] HostPort|Services should serve a basic endpoint from pods";
 /// What cannot run, as a part of its name, and why.
 const UNABLE: (&str, &str) = ("SCTPConnectivity", "needs SCTP sockets, which the kernel here lacks");
+/// Where a spec has not been run.
+const ABSENT: &str = "not run";
+/// What is below this in the document was written by people, and stays.
+const NOTES: &str = "## Notes";
 /// How many specs at the same time: they wait for what is denied to time out.
 const PROCESSES: &str = "3";
 
@@ -33,7 +37,7 @@ struct Arguments {
     /// Image of Fairlead.
     #[arg(long)]
     image: PathBuf,
-    /// Folder for reports; what others have left there is put into the table too.
+    /// Folder for reports; those that are there already go into the table too.
     #[arg(long)]
     reports: PathBuf,
     /// The table.
@@ -113,7 +117,9 @@ async fn conform(arguments: &Arguments) -> Result<bool> {
             }
         }
     }
-    std::fs::write(&arguments.document, document(&arguments.reports)?).context("cannot write the table")?;
+    let before = std::fs::read_to_string(&arguments.document).unwrap_or_default();
+    let text = updated(&before, &arguments.reports)?;
+    std::fs::write(&arguments.document, text).context("cannot write the table")?;
     Ok(good)
 }
 
@@ -129,8 +135,11 @@ async fn run_specs(cluster: &Kubernetes, focus: &str, report: &Path) -> Result<(
     let _ = std::fs::remove_file(report);
     let log = report.with_extension("log");
     let folder = report.parent().context("no folder")?.to_owned();
-    let mut command = Command::new(built("ginkgo").join("ginkgo"));
+    // ginkgo starts processes of its own. They are below it in a process namespace, and so end with it.
+    let mut command = Command::new("unshare");
     command
+        .args(["--mount", "--pid", "--mount-proc", "--fork", "--kill-child=SIGKILL", "--"])
+        .arg(built("ginkgo").join("ginkgo"))
         .arg(format!("--procs={PROCESSES}"))
         .args(["--no-color", "--timeout=3h", "--keep-going"])
         .arg(format!("--focus={focus}"))
@@ -172,68 +181,132 @@ fn read(report: &Path) -> Result<BTreeMap<String, (String, String)>> {
     Ok(states)
 }
 
-/// The table of everything that has been run.
-fn document(reports: &Path) -> Result<String> {
-    let mut columns = Vec::new();
-    let mut rows: BTreeMap<String, BTreeMap<usize, String>> = BTreeMap::new();
-    for (name, _) in CLUSTERS {
-        let path = report(reports, name, false);
-        if !path.exists() {
-            continue;
+/// How the specs ended on one kind of cluster, by their names without the group's.
+type Column = BTreeMap<String, String>;
+
+/// What a report says of those that were selected.
+fn column(folder: &Path, name: &str) -> Result<Column> {
+    let again = report(folder, name, true);
+    let again = if again.exists() { read(&again)? } else { BTreeMap::new() };
+    let mut column = Column::new();
+    for (spec, (mut state, _)) in read(&report(folder, name, false))? {
+        if state == "failed" && again.get(&spec).is_some_and(|(state, _)| state == "passed") {
+            state = "passed in a second run".to_owned();
         }
-        let again = report(reports, name, true);
-        let again = if again.exists() { read(&again)? } else { BTreeMap::new() };
-        for (spec, (mut state, _)) in read(&path)? {
-            if state == "failed" && again.get(&spec).is_some_and(|(state, _)| state == "passed") {
-                state = "passed in a second run".to_owned();
-            }
-            let selected = state != "skipped" || spec.contains(UNABLE.0);
-            let netpol = spec.contains("Netpol");
-            if selected && (netpol || !spec.contains(UNABLE.0)) {
-                rows.entry(spec).or_default().insert(columns.len(), state);
-            }
+        let unable = spec.contains(UNABLE.0);
+        if state == "skipped" && unable {
+            state = "needs SCTP".to_owned();
         }
-        columns.push(name);
+        if state != "skipped" && (spec.contains("Netpol") || !unable) {
+            column.insert(spec.replace("[sig-network] ", ""), state);
+        }
     }
-    let count = |column: usize, netpol: bool| {
-        let states = rows.iter().filter(|(spec, _)| spec.contains("Netpol") == netpol);
-        let states: Vec<_> = states.filter_map(|(_, states)| states.get(&column)).collect();
-        (states.iter().filter(|s| s.starts_with("passed")).count(), states.len())
+    Ok(column)
+}
+
+/// The document anew: of what was run here, and for the rest as it was.
+fn updated(before: &str, reports: &Path) -> Result<String> {
+    let (mut kept, notes) = parsed(before);
+    let mut columns = Vec::new();
+    for (name, _) in CLUSTERS {
+        if report(reports, name, false).exists() {
+            columns.push((name, column(reports, name)?));
+        } else if let Some(column) = kept.remove(name) {
+            columns.push((name, column));
+        }
+    }
+    Ok(document(&columns, notes))
+}
+
+/// Columns of a document, and what people have written below its table.
+fn parsed(document: &str) -> (BTreeMap<String, Column>, &str) {
+    let (text, notes) = document.split_once(NOTES).unwrap_or((document, ""));
+    let cells = |line: &str| -> Vec<String> {
+        let line = line.trim().trim_start_matches("| ").trim_end_matches(" |");
+        line.split(" | ").map(|cell| cell.replace("\\|", "|")).collect()
     };
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("| spec |"));
+    let names = lines.next().map(cells).unwrap_or_default();
+    let mut columns = BTreeMap::<String, Column>::new();
+    for row in lines.skip(1).filter(|line| line.starts_with("| ")).map(cells) {
+        for (name, state) in names.iter().zip(&row).skip(1) {
+            if state != ABSENT {
+                columns.entry(name.clone()).or_default().insert(row[0].clone(), state.clone());
+            }
+        }
+    }
+    (columns, notes.trim())
+}
+
+/// The document of some columns.
+fn document(columns: &[(&str, Column)], notes: &str) -> String {
     let mut text = String::from(
         "# Conformance\n\nKubernetes' own tests of the network, from the module `k8s.io/kubernetes` that \
          `tests/kubernetes/go.mod` names, run by\n`cargo xtask conformance`, which writes this file: a cluster of two \
          nodes (containerd, kubelets, kube-proxy), Fairlead installed by\n`manifests/fairlead.yaml`, one run each. \
-         The columns are kube-proxy's mode and the families of addresses.\n\n| | ",
+         The columns are kube-proxy's mode and the families of addresses.\n\n",
     );
-    let _ = writeln!(text, "{} |\n|---|{}", columns.join(" | "), "---|".repeat(columns.len()));
+    let mut row = |first: &str, cells: &[&str]| {
+        let _ = writeln!(text, "| {first} | {} |", cells.join(" | "));
+    };
+    let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
+    let rule = vec!["---"; columns.len()];
+    row("", &names);
+    row("---", &rule);
     for (label, netpol) in [("`Netpol`, passed of 50", true), ("others, passed", false)] {
-        let cells: Vec<String> = (0..columns.len())
-            .map(|column| match count(column, netpol) {
-                (passed, _) if netpol => format!("{passed}"),
-                (passed, all) => format!("{passed} of {all}"),
-            })
-            .collect();
-        let _ = writeln!(text, "| {label} | {} |", cells.join(" | "));
+        let counted = columns.iter().map(|(_, column)| {
+            let states = column.iter().filter(|(spec, _)| spec.contains("Netpol") == netpol);
+            let (passed, all) = states.fold((0, 0), |(passed, all), (_, state)| {
+                (passed + usize::from(state.starts_with("passed")), all + 1)
+            });
+            if netpol { format!("{passed}") } else { format!("{passed} of {all}") }
+        });
+        let counted: Vec<String> = counted.collect();
+        row(label, &counted.iter().map(String::as_str).collect::<Vec<_>>());
     }
     let _ = writeln!(
         text,
-        "\nThree of the 50 (`{}`) cannot run: it {}. Each of the others is in the table.\n\n| spec | {} |\n|---|{}",
-        UNABLE.0,
-        UNABLE.1,
-        columns.join(" | "),
-        "---|".repeat(columns.len())
+        "\nThree of the 50 (`{}`) cannot run: it {}. Each of the others is in the table.\n",
+        UNABLE.0, UNABLE.1
     );
-    for (spec, states) in &rows {
-        let cells: Vec<&str> = (0..columns.len())
-            .map(|column| match states.get(&column).map(String::as_str) {
-                Some("skipped") => "needs SCTP",
-                Some(state) => state,
-                None => "not run",
-            })
-            .collect();
-        let name = spec.replace("[sig-network] ", "").replace('|', "\\|");
-        let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+    let mut row = |first: &str, cells: &[&str]| {
+        let _ = writeln!(text, "| {first} | {} |", cells.join(" | "));
+    };
+    row("spec", &names);
+    row("---", &rule);
+    let specs: BTreeSet<&String> = columns.iter().flat_map(|(_, column)| column.keys()).collect();
+    for spec in specs {
+        let cell = |column: &'_ Column| column.get(spec).map_or(ABSENT.to_owned(), String::clone);
+        let cells: Vec<String> = columns.iter().map(|(_, column)| cell(column)).collect();
+        row(&spec.replace('|', "\\|"), &cells.iter().map(String::as_str).collect::<Vec<_>>());
     }
-    Ok(text)
+    if !notes.is_empty() {
+        let _ = write!(text, "\n{NOTES}\n\n{notes}\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_run_again_stays_in_the_document() {
+        let column = |states: &[(&str, &str)]| -> Column {
+            states.iter().map(|(spec, state)| ((*spec).to_owned(), (*state).to_owned())).collect()
+        };
+        let first = column(&[("Netpol a | b", "passed"), ("Netpol SCTP", "needs SCTP"), ("Pods", "failed")]);
+        let second = column(&[("Netpol a | b", "passed in a second run"), ("Netpol SCTP", "needs SCTP")]);
+        let columns = [("iptables, IPv4", first.clone()), ("nftables, IPv4", second.clone())];
+        let text = document(&columns, "By hand,\n\nin two paragraphs.");
+        assert!(text.contains("| `Netpol`, passed of 50 | 1 | 1 |\n| others, passed | 0 of 1 | 0 of 0 |"));
+        assert!(text.contains("| Pods | failed | not run |"));
+        let (kept, notes) = parsed(&text);
+        assert_eq!(notes, "By hand,\n\nin two paragraphs.");
+        let wanted = columns.clone().map(|(name, column)| (name.to_owned(), column));
+        assert_eq!(kept, wanted.into());
+        // Without a report, everything stays.
+        let none = std::env::temp_dir().join(format!("fairlead-no-reports-{}", std::process::id()));
+        assert_eq!(updated(&text, &none).unwrap(), text);
+    }
 }

@@ -235,6 +235,9 @@ impl Machine {
             "kubeAPIBurst": 200,
             "eventRecordQPS": 0,
             "volumePluginDir": "/var/lib/kubelet/plugins-exec",
+            // What is killed again and again is to be back at once, not after five minutes.
+            "featureGates": {"KubeletCrashLoopBackOffMax": true},
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "1s"},
         });
         for (name, content) in [
             ("server.pem", certificate),

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::{crowd, idle};
 
 const KILLS: usize = 20;
+const RESTARTS: usize = 3;
 /// Port of an API server that no node knows.
 const HIDDEN: u16 = 6444;
 const AWAY: Duration = Duration::from_secs(60);
@@ -45,10 +46,13 @@ async fn flows(cluster: &Kubernetes) -> Result<(Flow, Flow)> {
     Ok((Flow::start(&from, &to_open, open).await?, Flow::start(&from, &to_closed, closed).await?))
 }
 
-/// SIGKILL to both agents, again and again, as soon as both are there.
+/// SIGKILL to both agents, again and again: by turns as soon as both are there, and when both are ready.
 pub(crate) async fn kill(cluster: &Kubernetes) -> Result<()> {
     let (open, closed) = flows(cluster).await?;
-    for _ in 0..KILLS {
+    for round in 0..KILLS {
+        if round % 2 == 0 {
+            agents_ready(cluster).await?;
+        }
         let agents = idle::agents(cluster)?;
         for &id in &agents {
             nix::sys::signal::kill(
@@ -61,15 +65,46 @@ pub(crate) async fn kill(cluster: &Kubernetes) -> Result<()> {
         })
         .await?;
     }
+    agents_ready(cluster).await?;
+    println!("kill -9 of both agents, {KILLS} times: {}", told(open, closed).await);
+    Ok(())
+}
+
+/// Waits until both agents say themselves that they are ready: the API server hears of it later.
+async fn agents_ready(cluster: &Kubernetes) -> Result<()> {
+    for machine in cluster.machines() {
+        let run = fairlead_api::RunDir(machine.path("/run/fairlead"));
+        await_until("an agent that is ready", SOON, async || {
+            let status = fairlead_tests::agent::get::<fairlead_api::status::Status>(&run, "/v1/status").await;
+            Ok(status.is_ok_and(|s| s.ready))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A rolling restart of the DaemonSet.
+pub(crate) async fn restart(cluster: &Kubernetes) -> Result<()> {
+    let (open, closed) = flows(cluster).await?;
+    for _ in 0..RESTARTS {
+        cluster.kubectl(&["-n", "fairlead", "rollout", "restart", "daemonset/fairlead"]).await?;
+        let status = ["-n", "fairlead", "rollout", "status", "daemonset/fairlead", "--timeout=180s"];
+        cluster.kubectl(&status).await?;
+    }
+    println!("rolling restart of the DaemonSet, {RESTARTS} times: {}", told(open, closed).await);
+    Ok(())
+}
+
+/// Ends both flows; what was lost of the allowed one, and what came through of the denied one.
+async fn told(open: Flow, closed: Flow) -> String {
     let (open, closed) = (open.end().await, closed.end().await);
-    println!(
-        "kill -9 of both agents, {KILLS} times: {} of {} allowed datagrams lost, {} of {} denied ones through",
+    format!(
+        "{} of {} allowed datagrams lost, {} of {} denied ones through",
         open.sent - open.received,
         open.sent,
         closed.received,
         closed.sent
-    );
-    cluster.await_ready().await
+    )
 }
 
 /// Nodes cannot reach an API server for a minute. Another one, which they do not know, changes what is in etcd
@@ -124,15 +159,10 @@ pub(crate) async fn no_server(cluster: &mut Kubernetes) -> Result<()> {
     })
     .await?;
     let caught_up = back.elapsed();
-    let (open, closed) = (open.end().await, closed.end().await);
     println!(
-        "API server away for {:.0} s: {} of {} allowed datagrams lost, {} of {} denied ones through; what had changed \
-         meanwhile held {:.1} s after it was back",
+        "API server away for {:.0} s: {}; what had changed meanwhile held {:.1} s after it was back",
         away.as_secs_f64(),
-        open.sent - open.received,
-        open.sent,
-        closed.received,
-        closed.sent,
+        told(open, closed).await,
         caught_up.as_secs_f64()
     );
     Ok(())

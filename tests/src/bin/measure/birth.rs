@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fairlead_tests::kubernetes::{Kubernetes, NAMES, SOON, ready};
 use fairlead_tests::wait::await_until;
 use fairlead_tests::world::{self, Object};
@@ -18,6 +18,12 @@ const PODS: usize = 100;
 /// Pods that are born at the same time.
 const LITTER: usize = 20;
 const PORT: u16 = 8080;
+/// Time between two rounds of probes.
+const PERIOD: Duration = Duration::from_millis(1);
+/// Addresses that are probed: those of a litter, of the open pod, and some more.
+const NEXT: u32 = 32;
+/// Name and label of the pod that nothing denies.
+const OPEN: &str = "open";
 /// Time after Ready during which the probes go on.
 const AFTER: Duration = Duration::from_secs(3);
 
@@ -55,7 +61,7 @@ async fn clients(cluster: &Kubernetes, namespace: &str) -> Result<Vec<fairlead_t
     Ok(inside)
 }
 
-/// Sends a datagram to every address of a node's pods, round after round, as fast as it goes.
+/// Sends a datagram to every one of some addresses, once a millisecond.
 struct Spray {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
@@ -67,12 +73,16 @@ impl Spray {
         let (stop, rounds) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (own_stop, own_rounds) = (stop.clone(), rounds.clone());
         let thread = std::thread::spawn(move || {
+            let mut next = Instant::now();
             while !own_stop.load(Ordering::Relaxed) {
                 for target in &targets {
                     // An error about one is none about the next.
                     let _ = socket.send_to(b"knock", target);
                 }
                 own_rounds.fetch_add(1, Ordering::Relaxed);
+                // A round that came late is followed at once by those that it has kept waiting.
+                next += PERIOD;
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
             }
         });
         Self { stop, rounds, thread: Some(thread) }
@@ -100,9 +110,29 @@ fn datagrams() -> Result<u64> {
     Ok(sum)
 }
 
-/// Pods under a default deny, probed from before their address is known until after they are Ready.
+/// The next addresses that a node gives, as it does in order, after the one that was given last.
+fn next_addresses(last: IpAddr) -> Result<Vec<SocketAddr>> {
+    let IpAddr::V4(last) = last else { bail!("{last} is no IPv4 address") };
+    let from = u32::from(last) + 1;
+    Ok((from..from + NEXT).map(|a| SocketAddr::from((Ipv4Addr::from(a), PORT))).collect())
+}
+
+/// Address of a pod of a namespace, as the agent of its node has it from ADD.
+async fn address_of(cluster: &Kubernetes, node: &str, namespace: &str, name: &str) -> Result<IpAddr> {
+    let run = fairlead_api::RunDir(cluster.machine(node)?.path("/run/fairlead"));
+    let endpoints: Vec<fairlead_api::EndpointStatus> =
+        fairlead_tests::agent::get(&run, "/v1/endpoints").await?;
+    endpoints
+        .iter()
+        .find(|e| e.attachment.pod.as_ref().is_some_and(|p| p.namespace == namespace && p.name == name))
+        .and_then(|e| e.attachment.addresses.iter().find(|a| a.is_ipv4()).copied())
+        .with_context(|| format!("{name} has no address"))
+}
+
+/// Pods under a default deny, probed from before their address is known until after they are Ready; and one
+/// among them that nothing denies, which shows that the probes arrive.
 pub(crate) async fn denied(cluster: &Kubernetes) -> Result<()> {
-    let namespace = "denied";
+    let (namespace, node) = ("denied", NAMES[1]);
     cluster.apply(&[world::namespace(namespace, json!({}))]).await?;
     let inside = clients(cluster, namespace).await?;
     cluster
@@ -110,46 +140,52 @@ pub(crate) async fn denied(cluster: &Kubernetes) -> Result<()> {
         .await?;
     crowd::known(cluster, 1).await?;
     let (mut reached, mut born, mut rounds, mut time) = (0, 0, 0, Duration::ZERO);
-    let node = NAMES[1];
-    let object = cluster.get(&["node", node]).await?;
-    let cidr = object["spec"]["podCIDR"].as_str().context("podCIDR")?;
-    let base: Ipv4Addr = cidr.split('/').next().context("podCIDR")?.parse()?;
-    let targets: Vec<SocketAddr> = (1..255)
-        .map(|last| {
-            let [a, b, c, _] = base.octets();
-            SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, last)), PORT)
-        })
-        .collect();
+    let mut last = address_of(cluster, node, namespace, &format!("client-{node}")).await?;
     while born < PODS {
         let start = Instant::now();
+        let targets = next_addresses(last)?;
         let mut sprays = Vec::new();
         for client in &inside {
             let socket = client.run(|| UdpSocket::bind("0.0.0.0:0")).await??;
             sprays.push(Spray::start(socket, targets.clone()));
         }
-        let objects: Vec<Object> =
-            (0..LITTER).map(|i| pod(namespace, &format!("born-{}", born + i), node)).collect();
+        let names: Vec<String> = (0..LITTER).map(|i| format!("born-{}", born + i)).collect();
+        let mut objects: Vec<Object> = names.iter().map(|name| pod(namespace, name, node)).collect();
+        let mut open = pod(namespace, OPEN, node);
+        open["metadata"]["labels"] = json!({"app": OPEN});
+        objects.push(open);
         cluster.apply(&objects).await?;
         await_until("born", SOON, async || {
-            let pods = cluster.get(&["pods", "-n", namespace, "-l", "app=born"]).await?;
+            let pods = cluster.get(&["pods", "-n", namespace, "-l", "app!=client"]).await?;
             let pods = pods["items"].as_array().context("no items")?;
-            Ok(pods.len() == LITTER && pods.iter().all(ready))
+            Ok(pods.len() == LITTER + 1 && pods.iter().all(ready))
         })
         .await?;
         tokio::time::sleep(AFTER).await;
         rounds += sprays.iter().map(|s| s.rounds.load(Ordering::Relaxed)).sum::<u64>();
         drop(sprays);
         time += start.elapsed();
-        for i in 0..LITTER {
-            let own = cluster.enter(namespace, &format!("born-{}", born + i)).await?;
-            reached += usize::from(own.run(datagrams).await?? > 0);
+        for name in names.iter().map(String::as_str).chain([OPEN]) {
+            let address = address_of(cluster, node, namespace, name).await?;
+            if !targets.iter().any(|t| t.ip() == address) {
+                bail!("{name} has {address}, which was not probed");
+            }
+            last = last.max(address);
+            let own = cluster.enter(namespace, name).await?;
+            let seen = own.run(datagrams).await??;
+            match name {
+                OPEN if seen == 0 => bail!("no probe has reached the pod that nothing denies"),
+                OPEN => {}
+                _ => reached += usize::from(seen > 0),
+            }
         }
         born += LITTER;
-        cluster.kubectl(&["delete", "pods", "-n", namespace, "-l", "app=born", "--timeout=180s"]).await?;
+        cluster.kubectl(&["delete", "pods", "-n", namespace, "-l", "app!=client", "--timeout=180s"]).await?;
     }
     println!(
-        "birth under default deny: {reached} of {born} pods were reached; each address probed every {:.1} ms",
-        time.as_secs_f64() * 1e3 / rounds as f64
+        "birth under default deny: {reached} of {born} pods were reached; each address probed every {:.2} ms from each \
+         node",
+        time.as_secs_f64() * 1e3 * NAMES.len() as f64 / rounds as f64
     );
     cluster.kubectl(&["delete", "namespace", namespace, "--timeout=180s"]).await?;
     Ok(())
@@ -201,15 +237,19 @@ pub(crate) async fn allowed(cluster: &Kubernetes) -> Result<()> {
         })
         .await?;
         let own = own.context("no sandbox")?;
-        await_until("listens", SOON, async || own.run(listens).await).await?;
-        let run = fairlead_api::RunDir(cluster.machine(node)?.path("/run/fairlead"));
-        let endpoints: Vec<fairlead_api::EndpointStatus> =
-            fairlead_tests::agent::get(&run, "/v1/endpoints").await?;
-        let address = endpoints
-            .iter()
-            .find(|e| e.attachment.pod.as_ref().is_some_and(|p| p.namespace == namespace && p.name == name))
-            .and_then(|e| e.attachment.addresses.iter().find(|a| a.is_ipv4()).copied())
-            .context("no address")?;
+        let address = address_of(cluster, node, namespace, &name).await?;
+        let heard = own
+            .run(|| {
+                let start = Instant::now();
+                while !listens() && start.elapsed() < SOON {
+                    std::thread::sleep(PERIOD);
+                }
+                listens()
+            })
+            .await?;
+        if !heard {
+            bail!("{name} does not listen");
+        }
         for (client, from) in NAMES.iter().zip(&inside) {
             let socket = from.run(TcpSocket::new_v4).await??;
             let start = Instant::now();

@@ -22,7 +22,7 @@ struct Arguments {
     /// Image of Fairlead.
     #[arg(long)]
     image: PathBuf,
-    /// What to measure: start, deny, birth, idle, kill, away; all of it where nothing is named.
+    /// What to measure: start, deny, birth, idle, restart, kill, away; all of it where nothing is named.
     sections: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     if wanted("start") {
         start::fairlead(&cluster).await?;
     }
-    if ["deny", "idle", "kill", "away"].into_iter().any(wanted) {
+    if ["deny", "idle", "restart", "kill", "away"].into_iter().any(wanted) {
         crowd::fill(&cluster, "crowd", "web").await?;
     }
     if wanted("deny") {
@@ -72,6 +72,9 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     if wanted("birth") {
         birth::denied(&cluster).await?;
         birth::allowed(&cluster).await?;
+    }
+    if wanted("restart") {
+        away::restart(&cluster).await?;
     }
     if wanted("kill") {
         away::kill(&cluster).await?;
