@@ -1,6 +1,6 @@
 //! Atoms: addresses that no rule in use tells apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use fairlead_common::maps::{ATOM_FIRST, ATOM_WORLD};
 
@@ -10,7 +10,7 @@ use super::partition::{Class, PLAIN};
 use crate::tables::Atom;
 
 /// What an atom's addresses have in common.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     /// Classes of the pods that stand behind the address, [`PLAIN`] left out.
     pub(super) classes: Few,
@@ -29,7 +29,7 @@ struct State {
 pub(super) struct Atoms {
     ids: Ids,
     states: Vec<State>,
-    table: BTreeMap<Key, Atom>,
+    table: HashMap<Key, Atom>,
     by_class: BTreeSet<(Class, Atom)>,
     by_region: BTreeSet<(Class, Atom)>,
     idle: Vec<Atom>,
@@ -41,7 +41,7 @@ impl Default for Atoms {
         Self {
             ids: Ids::new(ATOM_FIRST),
             states: vec![State::default()],
-            table: BTreeMap::new(),
+            table: HashMap::new(),
             by_class: BTreeSet::new(),
             by_region: BTreeSet::new(),
             idle: Vec::new(),

@@ -147,7 +147,7 @@ impl Compiler {
         debug_assert!(self.groups.key(PLAIN).is_empty() && self.regions.key(PLAIN).is_empty());
         let journal = std::mem::take(&mut self.journal);
         let (sets, ports) = self.ports.take_writes();
-        let rows = changes(journal.rows, |key| self.rows.get(key).copied());
+        let rows = changes(journal.rows, |key| self.rows.get(key.0, key.1));
         let peers = changes(journal.peers, |address| self.peers.get(address)?.atom);
         let cidrs = changes(journal.cidrs, |&prefix| self.prefix_atoms[self.tree.find(prefix)? as usize]);
         let cidrs = cidrs.into_iter().map(|(prefix, atom)| (prefix.into(), atom)).collect();

@@ -29,6 +29,17 @@ impl Few {
     }
 }
 
+impl FromIterator<u32> for Few {
+    fn from_iter<I: IntoIterator<Item = u32>>(values: I) -> Self {
+        let mut values = values.into_iter();
+        match (values.next(), values.next()) {
+            (None, _) => Self::None,
+            (Some(one), None) => Self::One(one),
+            (Some(one), Some(two)) => [one, two].into_iter().chain(values).collect::<Vec<_>>().into(),
+        }
+    }
+}
+
 impl From<Vec<u32>> for Few {
     fn from(mut values: Vec<u32>) -> Self {
         values.sort_unstable();

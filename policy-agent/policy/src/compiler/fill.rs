@@ -11,7 +11,7 @@ use super::partition::{Class, PLAIN};
 use super::prefix::Prefix;
 use super::signatures::{State, What, Who, unite};
 use super::{Compiler, Resource};
-use crate::tables::{Atom, Signature};
+use crate::tables::{Atom, SetId, Signature};
 
 /// New rules that do not fit: the signature that is to give way, and for want of what.
 pub(super) type Unfit = (Signature, Resource);
@@ -26,10 +26,8 @@ impl Compiler {
         self.check_peers()?;
         self.enter_left_out();
         for atom in self.atoms.take_idle(self.serial) {
-            let signatures: Vec<_> =
-                self.rows_by_atom.range((atom, 0)..=(atom, u32::MAX)).map(|&(_, s)| s).collect();
-            for signature in signatures {
-                self.remove_row(signature, atom);
+            for (signature, set) in self.rows.take_atom(atom) {
+                self.note_removed_row(signature, atom, set);
             }
         }
         self.fill_rows()
@@ -113,7 +111,7 @@ impl Compiler {
                 match (claimed, wanted) {
                     (false, true) => self.enter_peers(pod),
                     (true, false) => self.leave_peers(pod),
-                    (true, true) => self.dirty_addresses.extend(self.world.addresses_of(pod)),
+                    (true, true) => self.dirty_addresses.extend(&*self.world.addresses_of(pod)),
                     (false, false) => {}
                 }
             }
@@ -133,21 +131,20 @@ impl Compiler {
     pub(super) fn place_address(&mut self, address: IpAddr) {
         self.overflow.left_out.remove(&address);
         self.work.addresses += 1;
-        let Some(peer) = self.peers.get(&address) else { return };
+        let Some(peer) = self.peers.get_mut(&address) else { return };
         let owners = self.world.settled_owners(address);
-        let classes: Vec<Class> = peer
+        let classes: Few = peer
             .pods
             .as_slice()
             .iter()
             .filter(|pod| owners.as_ref().is_none_or(|owners| owners.contains(pod)))
             .map(|&pod| self.groups.class(self.world.pods[pod as usize].group))
             .collect();
-        let atom = (!classes.is_empty()).then(|| {
+        let atom = (classes != Few::None).then(|| {
             let place = self.tree.longest(Prefix::host(address));
             let region = place.map_or(PLAIN, |place| self.regions.class(place));
-            self.atoms.acquire(Key { classes: classes.into(), region })
+            self.atoms.acquire(Key { classes, region })
         });
-        let Some(peer) = self.peers.get_mut(&address) else { return };
         let old = std::mem::replace(&mut peer.atom, atom);
         if peer.pods == Few::None {
             self.peers.remove(&address);
@@ -190,7 +187,7 @@ impl Compiler {
                 }
             }
         }
-        for name in state.names() {
+        for name in state.broad_names() {
             atoms.extend(self.features.numbers(name).flat_map(of_feature));
         }
         atoms.sort_unstable();
@@ -227,7 +224,7 @@ impl Compiler {
         self.work.rows += 1;
         let bits = self.row_bits(state, self.atoms.key(atom));
         let default_set = state.default_set;
-        if bits == *self.ports.content(default_set) || self.rows.contains_key(&(signature, atom)) {
+        if bits == *self.ports.content(default_set) || self.rows.get(signature, atom).is_some() {
             return Ok(());
         }
         let set = if self.rows.len() >= self.limits.rows as usize {
@@ -239,8 +236,7 @@ impl Compiler {
         };
         match set {
             Ok(set) => {
-                self.rows.insert((signature, atom), set);
-                self.rows_by_atom.insert((atom, signature));
+                self.rows.insert(signature, atom, set);
                 self.journal.rows.push(((signature, atom), None));
             }
             Err(resource) => {
@@ -279,9 +275,13 @@ impl Compiler {
         for &class in classes {
             // Under one identity both the peer and the port must match.
             let identity = &[class];
-            both(pods, self.groups.key(class), Who::Pods, |what| add(&mut bits, what, identity));
+            for &feature in self.groups.key(class) {
+                of_peer(pods, Who::Pods(feature)).for_each(|what| add(&mut bits, what, identity));
+            }
         }
-        both(blocks, self.regions.key(key.region), Who::Block, |what| add(&mut bits, what, classes));
+        for &block in self.regions.key(key.region) {
+            of_peer(blocks, Who::Block(block)).for_each(|what| add(&mut bits, what, classes));
+        }
         bits
     }
 
@@ -299,29 +299,19 @@ impl Compiler {
 
     /// Takes all rows of a signature away.
     pub(super) fn forget_rows(&mut self, signature: Signature) {
-        let rows: Vec<_> =
-            self.rows.range((signature, 0)..=(signature, u32::MAX)).map(|(&(_, atom), _)| atom).collect();
-        for atom in rows {
-            self.remove_row(signature, atom);
+        for (atom, set) in self.rows.take_signature(signature) {
+            self.note_removed_row(signature, atom, set);
         }
     }
 
-    pub(super) fn remove_row(&mut self, signature: Signature, atom: Atom) {
-        if let Some(set) = self.rows.remove(&(signature, atom)) {
-            self.rows_by_atom.remove(&(atom, signature));
-            self.ports.release_set(set, self.serial);
-            self.journal.rows.push(((signature, atom), Some(set)));
-        }
+    fn note_removed_row(&mut self, signature: Signature, atom: Atom, set: SetId) {
+        self.ports.release_set(set, self.serial);
+        self.journal.rows.push(((signature, atom), Some(set)));
     }
 }
 
-/// Calls `found` for each clause whose peer is in `key`. Both are sorted.
-fn both(clauses: &[(Who, What)], key: &[u32], who: impl Fn(u32) -> Who, mut found: impl FnMut(What)) {
-    let mut key = key.iter().peekable();
-    for &(peer, what) in clauses {
-        while key.next_if(|&&k| who(k) < peer).is_some() {}
-        if key.peek().is_some_and(|&&k| who(k) == peer) {
-            found(what);
-        }
-    }
+/// The ports of the clauses, which are sorted, with this peer.
+fn of_peer(clauses: &[(Who, What)], peer: Who) -> impl Iterator<Item = What> {
+    let first = clauses.partition_point(|clause| clause.0 < peer);
+    clauses[first..].iter().take_while(move |clause| clause.0 == peer).map(|clause| clause.1)
 }

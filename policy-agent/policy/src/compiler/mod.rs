@@ -18,6 +18,7 @@ mod partition;
 mod ports;
 mod prefix;
 mod report;
+mod rows;
 mod rules;
 mod signatures;
 mod vocabulary;
@@ -37,6 +38,7 @@ use self::overflow::Overflow;
 use self::partition::Partition;
 use self::ports::Ports;
 use self::prefix::{Prefix, Tree};
+use self::rows::Rows;
 use self::rules::StoredPolicy;
 use self::signatures::Signatures;
 use self::vocabulary::Block;
@@ -66,8 +68,7 @@ pub struct Compiler {
     ports: Ports,
     signatures: Signatures,
     atoms: Atoms,
-    rows: BTreeMap<(Signature, Atom), SetId>,
-    rows_by_atom: BTreeSet<(Atom, Signature)>,
+    rows: Rows,
     peers: BTreeMap<IpAddr, PeerState>,
     /// Entries of `peers4` and `peers6`.
     peer_counts: [usize; 2],
@@ -145,8 +146,7 @@ impl Compiler {
             ports: Ports::new(limits),
             signatures: Signatures::default(),
             atoms: Atoms::default(),
-            rows: BTreeMap::new(),
-            rows_by_atom: BTreeSet::new(),
+            rows: Rows::default(),
             peers: BTreeMap::new(),
             peer_counts: [0; 2],
             prefix_atoms: Vec::new(),
@@ -284,7 +284,7 @@ impl Compiler {
     }
 
     fn enter_peers(&mut self, pod: PodId) {
-        for address in self.world.addresses_of(pod) {
+        for &address in &*self.world.addresses_of(pod) {
             self.peers.entry(address).or_default().pods.insert(pod);
             self.dirty_addresses.push(address);
         }
@@ -299,7 +299,7 @@ impl Compiler {
     }
 
     fn leave_peers(&mut self, pod: PodId) {
-        for address in self.world.addresses_of(pod) {
+        for &address in &*self.world.addresses_of(pod) {
             if let Some(peer) = self.peers.get_mut(&address) {
                 peer.pods.remove(pod);
                 self.dirty_addresses.push(address);

@@ -303,14 +303,14 @@ impl Ports {
     }
 
     /// Merges classes that nothing tells apart any more, when many are in use. To be called before
-    /// anything of a commit is done: sets and choices are those in force.
+    /// anything of a commit is done: choices are those in force, and packets meet what sets are written.
     pub(super) fn collect(&mut self, serial: u64) {
         if !self.mergeable() {
             return;
         }
         self.choice_released = false;
         let testers: Vec<PortSet> = (self.choices.iter().map(|(id, _)| self.choice_bits[id as usize]))
-            .chain(self.sets.iter().filter(|s| s.references > 0 || s.written.is_some()).map(|s| s.content))
+            .chain(self.sets.iter().filter(|s| s.written.is_some()).map(|s| s.content))
             .collect();
         for (protocol, base) in PROTOCOLS.into_iter().zip(BASES) {
             let mut groups = BTreeMap::<Vec<u64>, Vec<Class>>::new();
@@ -552,6 +552,47 @@ mod tests {
         // The class comes back for other ports: now the set must lose it.
         ports.settled(2);
         assert!(!rewrite(&mut ports, 1).contains(merged));
+    }
+
+    /// Classes that only a set at rest tells apart stay apart, because a packet under way may be judged by
+    /// it; and a class that has merged is nobody else's while a packet under way may carry it.
+    #[test]
+    fn what_packets_under_way_meet_is_neither_merged_nor_given_out() {
+        let mut ports = Ports::new(Limits { classes: 8, ..Limits::default() });
+        let collect = |ports: &mut Ports, serial| {
+            // A choice that tells nothing apart is given up, so that it looks.
+            let all = Range { protocol: Protocol::Tcp, first: 0, last: u16::MAX };
+            let rest = normal(gaps(tcp(&[80, 81]).iter(), all));
+            let rest = ports.acquire(&rest).unwrap();
+            ports.release(rest);
+            ports.collect(serial);
+            ports.take_writes().1
+        };
+        let one = ports.acquire(&tcp(&[80])).unwrap();
+        ports.acquire(&tcp(&[80, 81])).unwrap();
+        let content = *ports.bits(one);
+        let set = ports.acquire_set(&content).unwrap();
+        ports.take_writes();
+        assert_eq!(collect(&mut ports, 2), []);
+        ports.release(one);
+        assert_eq!(collect(&mut ports, 3), []);
+        ports.release_set(set, 3);
+        assert_eq!(collect(&mut ports, 4), []);
+        ports.settled(2);
+        assert_eq!(collect(&mut ports, 5), []);
+        ports.settled(3);
+        let moved = PortClass { protocol: Protocol::Tcp, first: 81, last: 81, class: CLASS_FIRST };
+        assert_eq!(collect(&mut ports, 6), [moved]);
+        let class_of = |ports: &mut Ports, port| {
+            let choice = ports.acquire(&tcp(&[port]))?;
+            Ok((0..8).filter(|&class| ports.bits(choice).contains(class)).collect::<Vec<_>>())
+        };
+        assert_eq!(class_of(&mut ports, 1), Ok(vec![CLASS_FIRST + 2]));
+        ports.settled(5);
+        assert_eq!(class_of(&mut ports, 2), Err(Resource::Classes));
+        assert!(ports.take_starved());
+        ports.settled(6);
+        assert_eq!(class_of(&mut ports, 2), Ok(vec![CLASS_FIRST + 1]));
     }
 
     /// Ids of sets at the exact number; a set that rests has an id but is not in use.

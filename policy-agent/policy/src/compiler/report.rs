@@ -120,7 +120,7 @@ impl Compiler {
                 }
                 Party::Pod(key) => {
                     if let Some(pod) = self.world.find_pod(key) {
-                        addresses.extend(self.world.addresses_of(pod));
+                        addresses.extend(&*self.world.addresses_of(pod));
                         cluster.pods.insert(key.clone(), self.world.decode_pod(key.clone(), pod));
                     }
                 }

@@ -126,7 +126,7 @@ fn what_is_told_and_taken_back_leaves_nothing() {
     assert_eq!(Stats { classes: 0, ..compiler.stats() }, Stats::default());
     assert_eq!(compiler.world.vocabulary.len(), 0);
     assert_eq!((compiler.world.groups.len(), compiler.world.port_lists.len()), (0, 0));
-    assert!(compiler.rows_by_atom.is_empty() && compiler.peers.is_empty());
+    assert!(compiler.rows.is_empty() && compiler.peers.is_empty());
     assert_eq!(compiler.world.namespace_ids().count(), 0);
 }
 

@@ -3,6 +3,7 @@
 //! Pods with the same namespace, labels and named ports are one *group*: no selector tells them apart,
 //! so selectors are evaluated for groups.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -353,15 +354,17 @@ impl World {
     }
 
     /// All addresses of a pod: of its status, and of its local endpoints.
-    pub(super) fn addresses_of(&self, pod: PodId) -> Vec<IpAddr> {
-        let mut addresses = self.pods[pod as usize].addresses.as_slice().to_vec();
+    pub(super) fn addresses_of(&self, pod: PodId) -> Cow<'_, [IpAddr]> {
+        let mut addresses = Cow::Borrowed(self.pods[pod as usize].addresses.as_slice());
         for slot in self.slots_of(pod) {
             if let Some(attachment) = self.attachments.get(&slot) {
-                addresses.extend_from_slice(&attachment.addresses);
+                addresses.to_mut().extend_from_slice(&attachment.addresses);
             }
         }
-        addresses.sort_unstable();
-        addresses.dedup();
+        if let Cow::Owned(addresses) = &mut addresses {
+            addresses.sort_unstable();
+            addresses.dedup();
+        }
         addresses
     }
 
