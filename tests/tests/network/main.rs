@@ -4,6 +4,7 @@
 mod churn;
 mod early;
 mod header;
+mod many;
 mod masquerade;
 mod model;
 mod offload;

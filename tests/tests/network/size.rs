@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use fairlead_tests::cluster::{Cluster, GATEWAYS, Pod, SOON};
+use fairlead_tests::cluster::{Cluster, GATEWAYS, SOON};
 use fairlead_tests::fabric;
 use fairlead_tests::namespace::Namespace;
 use fairlead_tests::probe::Listener;
@@ -33,15 +33,15 @@ async fn learnt(namespace: &Namespace, to: IpAddr) -> Option<u32> {
     words.nth(1).map(|mtu| mtu.parse().unwrap())
 }
 
-/// Sends a datagram that fits the pod's interface, again and again, until the pod knows of a narrower way.
-async fn await_learnt(pod: &Pod, to: IpAddr, mtu: u32) {
+/// Sends a datagram that fits the sender's interface, again and again, until it knows of a narrower way.
+async fn await_learnt(from: &Namespace, to: IpAddr, mtu: u32) {
     let any: IpAddr = if to.is_ipv6() { "::".parse().unwrap() } else { "0.0.0.0".parse().unwrap() };
-    let socket = pod.namespace.run(move || UdpSocket::bind(SocketAddr::new(any, 0))).await.unwrap().unwrap();
+    let socket = from.run(move || UdpSocket::bind(SocketAddr::new(any, 0))).await.unwrap().unwrap();
     socket.connect(SocketAddr::new(to, 9)).unwrap();
     await_until("a narrower way is known", SOON, async || {
         // Refused once it is known: the kernel fragments only what it is asked to, or nobody listens.
         let _ = socket.send(&[0; 1400]);
-        Ok(learnt(&pod.namespace, to).await == Some(mtu))
+        Ok(learnt(from, to).await == Some(mtu))
     })
     .await
     .unwrap();
@@ -75,7 +75,7 @@ async fn what_a_router_between_nodes_says_of_its_way_is_honoured_by_pods() {
         assert_eq!(learnt(&a.namespace, to).await, Some(mtu), "after a stream to {to}");
         shell(&a.namespace, "ip route flush cache; ip -6 route flush cache").await;
         assert_eq!(learnt(&a.namespace, to).await, None);
-        await_learnt(a, to, mtu).await;
+        await_learnt(&a.namespace, to, mtu).await;
         // The way back is as wide as it was.
         let back = a.address(ipv6).unwrap();
         assert_eq!(stream(&c.namespace, &a.namespace, back).await.unwrap(), to);
@@ -136,4 +136,87 @@ async fn an_overlay_crosses_a_way_that_is_narrower_than_the_uplinks() {
     .await;
     println!("cases: {}", assert_network_model(&cluster).await);
     cluster.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_uplinks_mtu_that_changes_is_followed() {
+    if !fairlead_tests::privileged() {
+        return;
+    }
+    for (routing, overhead) in [("vxlan", 50), ("direct", 0)] {
+        let mut cluster = start_on_one_link(routing).await;
+        let others = ["10.244.3.0/24", "fd10:244:0:3::/64"];
+        for (round, uplink) in [1400_u32, 1500].into_iter().enumerate() {
+            let mtu = uplink - overhead;
+            for node in cluster.nodes() {
+                shell(&node.namespace, &format!("ip link set eth0 mtu {uplink}")).await;
+            }
+            let node = &cluster.node("node-a").unwrap().namespace;
+            await_until("routes and device follow", SOON, async || {
+                if overhead == 0 {
+                    return Ok(true);
+                }
+                let mut all =
+                    shell(node, "ip -o link show fl-overlay").await.contains(&format!("mtu {mtu} "));
+                for cidr in others {
+                    let family = if cidr.contains(':') { "-6" } else { "-4" };
+                    let route = shell(node, &format!("ip {family} route show {cidr} proto 70")).await;
+                    all &= route.contains(&format!("mtu {mtu}"));
+                }
+                Ok(all)
+            })
+            .await
+            .unwrap();
+            // Pods to come are told of the new one; ADD reads what the agent has written by then.
+            let file = cluster.node("node-a").unwrap().folders.run.node();
+            await_until("node.json follows", SOON, async || {
+                let node: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+                Ok(node["mtu"] == mtu)
+            })
+            .await
+            .unwrap();
+            let name = format!("late-{round}");
+            add(&mut cluster, &name, "node-a").await;
+            let late = cluster.pod(&name).unwrap();
+            let link = shell(&late.namespace, "ip -o link show eth0").await;
+            assert!(link.contains(&format!("mtu {mtu} ")), "{link}");
+            // Those that were there keep theirs, and are told where it is too large now.
+            let (a, c) = (cluster.pod("a1").unwrap(), cluster.pod("c1").unwrap());
+            for ipv6 in [false, true] {
+                let to = c.address(ipv6).unwrap();
+                if round == 0 {
+                    // A datagram that is too large is what they learn by.
+                    for (pod, other, node) in [(a, c, "node-c"), (c, a, "node-a")] {
+                        let nodes = &cluster.node(node).unwrap().spec.addresses;
+                        let node = nodes.iter().copied().find(|address| address.is_ipv6() == ipv6).unwrap();
+                        for to in [other.address(ipv6).unwrap(), late.address(ipv6).unwrap(), node] {
+                            await_learnt(&pod.namespace, to, mtu).await;
+                        }
+                    }
+                } else {
+                    // Nor does a pod that came when the way was narrow get a wider interface.
+                    let first = cluster.pod("late-0").unwrap().address(ipv6).unwrap();
+                    let node = &cluster.node("node-c").unwrap().namespace;
+                    for from in [&a.namespace, &c.namespace, &late.namespace, node] {
+                        await_learnt(from, first, 1400 - overhead).await;
+                    }
+                }
+                assert_eq!(stream(&a.namespace, &c.namespace, to).await.unwrap(), a.address(ipv6).unwrap());
+            }
+            println!("cases: {}", assert_network_model(&cluster).await);
+        }
+        cluster.stop().await.unwrap();
+    }
+}
+
+async fn start_on_one_link(routing: &str) -> Cluster {
+    let nodes = [
+        world::node("node-a", &["172.20.0.11", "fd20::11"], &["10.244.1.0/24", "fd10:244:0:1::/64"]),
+        world::node("node-c", &["172.20.0.13", "fd20::13"], &["10.244.3.0/24", "fd10:244:0:3::/64"]),
+        world::namespace(NS, json!({})),
+    ];
+    let mut cluster = Cluster::start(&nodes, &["--routing", routing]).await.unwrap();
+    add(&mut cluster, "a1", "node-a").await;
+    add(&mut cluster, "c1", "node-c").await;
+    cluster
 }
