@@ -8,6 +8,7 @@ mod cni;
 mod compile;
 mod datapath;
 mod document;
+mod drops;
 mod machine;
 mod memory;
 mod nodes;
@@ -69,9 +70,10 @@ struct Section {
 const OPEN_FILES: u64 = 16_384;
 
 /// All sections, in the document's order.
-const SECTIONS: [Section; 9] = [
+const SECTIONS: [Section; 10] = [
     Section { name: "datapath", title: "Between two pods", run: |s| Box::pin(datapath::run(s)) },
     Section { name: "across", title: "Between two nodes", run: |s| Box::pin(across::run(s)) },
+    Section { name: "drops", title: "What is denied", run: |s| Box::pin(drops::run(s)) },
     Section { name: "verdict", title: "What a verdict costs", run: |s| Box::pin(verdict::run(s)) },
     Section {
         name: "compile",

@@ -235,7 +235,7 @@ pub(crate) async fn script(namespace: &Namespace, lines: String) -> Result<()> {
 }
 
 /// Runs a program in a namespace with this standard input.
-async fn feed(
+pub(crate) async fn feed(
     namespace: &Namespace,
     program: &'static str,
     arguments: &'static [&'static str],

@@ -25,16 +25,16 @@ const ECHO_MANY: u16 = 7005;
 const CONNECT_MANY: u16 = 7006;
 const UDP_ECHO_MANY: u16 = 7007;
 /// Where both ends of a conversation run, which makes the scheduler no part of what is measured.
-const HERE: usize = 0;
+pub(crate) const HERE: usize = 0;
 /// Where one receives what is sent from [`HERE`].
 const THERE: usize = 1;
 /// Threads that serve what many clients ask for in turn.
 const SERVERS: usize = 4;
 /// Payload of the UDP sender, in bytes; the first asks for an answer, or does not.
-const PAYLOAD: usize = 64;
+pub(crate) const PAYLOAD: usize = 64;
 const ANSWER: u8 = 1;
 /// Sent between two looks at the clock.
-const BURST: usize = 32;
+pub(crate) const BURST: usize = 32;
 /// Time after which a lost answer fails the measurement.
 const LOST: Duration = Duration::from_secs(5);
 /// What else runs on the machine shall not get between.
@@ -85,7 +85,7 @@ fn any(port: u16) -> SocketAddr {
 
 /// Starts a thread that measures or is measured, and those that it starts: before all others, and on one
 /// processor where there is that one.
-fn thread(
+pub(crate) fn thread(
     processor: Option<usize>,
     work: impl FnOnce() -> Result<(u64, Duration, Duration)> + Send + 'static,
 ) -> std::thread::JoinHandle<Result<(u64, Duration, Duration)>> {
@@ -179,7 +179,7 @@ fn echo(mut stream: TcpStream) {
 }
 
 /// Processor time of this thread.
-fn processor() -> Result<Duration> {
+pub(crate) fn processor() -> Result<Duration> {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     Ok(Duration::new(time.tv_sec().unsigned_abs(), u32::try_from(time.tv_nsec())?))
 }
