@@ -17,7 +17,7 @@ use crate::datapath::load::{BURST, HERE, PAYLOAD, processor, thread};
 use crate::report::{Figure, Report, table};
 use crate::stats::{Samples, ratio_told, ratios};
 
-const NODES: [&str; 2] = ["node-a", "node-b"];
+const NODE: &str = "node-a";
 const NAMESPACE: &str = "bench";
 const PORT: u16 = 7003;
 /// Addresses in the set of nftables, and policies that select the pod.
@@ -31,7 +31,7 @@ const WAYS: [(&str, &str, &str); 3] = [
     ("off", "Fairlead, tc behind the host's stack", "tc"),
 ];
 
-/// A node that drops what another one sends.
+/// A node that drops what somebody outside sends.
 enum Ground {
     Nftables { sender: Namespace, node: Namespace, _l2: Namespace },
     Fairlead(Box<Cluster>),
@@ -68,8 +68,7 @@ impl Ground {
     /// A pod that policies close.
     async fn fairlead(xdp: &str) -> Result<Self> {
         let objects = [
-            world::node(NODES[0], &["172.20.0.11", "fd20::11"], &["10.244.1.0/24", "fd10:244:0:1::/64"]),
-            world::node(NODES[1], &["172.20.0.12", "fd20::12"], &["10.244.2.0/24", "fd10:244:0:2::/64"]),
+            world::node(NODE, &["172.20.0.11", "fd20::11"], &["10.244.1.0/24", "fd10:244:0:1::/64"]),
             world::namespace(NAMESPACE, json!({})),
         ];
         let mut cluster = Cluster::start(&objects, &["--routing", "direct", "--xdp", xdp]).await?;
@@ -83,7 +82,7 @@ impl Ground {
             })
             .collect();
         cluster.world().write("policies.yaml", &policies)?;
-        cluster.apply(&world::pod(NAMESPACE, "closed", NODES[1], &[PORT]))?;
+        cluster.apply(&world::pod(NAMESPACE, "closed", NODE, &[PORT]))?;
         cluster.wire(NAMESPACE, "closed").await?;
         cluster.await_isolation(|_| (true, true)).await?;
         Ok(Self::Fairlead(Box::new(cluster)))
@@ -92,7 +91,8 @@ impl Ground {
     fn sender(&self) -> Result<&Namespace> {
         match self {
             Self::Nftables { sender, .. } => Ok(sender),
-            Self::Fairlead(cluster) => Ok(&cluster.node(NODES[0])?.namespace),
+            // It knows the way, and does nothing but send.
+            Self::Fairlead(cluster) => Ok(cluster.outside()),
         }
     }
 
@@ -114,7 +114,7 @@ impl Ground {
                 packets.context("nft lists no counter")
             }
             Self::Fairlead(cluster) => {
-                let endpoints = cluster.node(NODES[1])?.endpoints().await?;
+                let endpoints = cluster.node(NODE)?.endpoints().await?;
                 Ok(endpoints.iter().flat_map(|e| e.counters.ingress.drops.values()).sum())
             }
         }
@@ -185,7 +185,7 @@ fn report(rates: &[Rates]) -> Result<Report> {
     }
     report.figures.push(Figure::new("drops.best.vs_nftables", best, "ratio").beside(baseline).at_least(1.1));
     report.text = format!(
-        "Datagrams of {PAYLOAD} bytes from one node to a pod of another that may not get them, over a bridge and veths, {} rounds of\n\
+        "Datagrams of {PAYLOAD} bytes from outside to a pod that may not get them, over a bridge and veths, {} rounds of\n\
          each in turn. Sending and dropping share one processor, so that the time is that of both. nftables: one set of {POLICIES}\n\
          addresses at the earliest hook, without state. Fairlead: {POLICIES} policies, its flows and its counters. tc drops\n\
          what is denied behind the host's stack, where it is sure that no translation makes something else of it.\n\n{}",
