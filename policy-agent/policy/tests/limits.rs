@@ -244,11 +244,34 @@ fn growth_of_the_world_takes_nothing_from_what_is_there() {
         assert_eq!(node.problems(), [(DB, Instead::Part, resource)], "{resource:?}");
         assert!(node.reaches(DB, "10.0.1.1", 80), "{resource:?}");
         assert!(!node.reaches(DB, "10.0.1.3", 81), "{resource:?}");
+        // What is there is not made twice when the rest is tried again.
+        let stats = node.compiler.stats();
+        node.compiler.set_pod(&pod("one", "1", "10.0.1.1", 80));
+        node.step();
+        assert_eq!(node.compiler.stats(), stats, "{resource:?}");
         node.compiler.remove_pod(&key("one"));
         node.step();
         assert_eq!(node.problems(), [], "{resource:?}");
         assert!(node.reaches(DB, "10.0.1.3", 81) && !node.reaches(DB, "10.0.1.1", 80), "{resource:?}");
     }
+}
+
+/// It is the newcomer that is left out: not a peer that only changes in the same commit, and not one of the
+/// other family.
+#[test]
+fn a_peer_too_many_is_left_out_itself() {
+    let mut node = Node::new(Limits { peers: 1, ..Limits::default() });
+    node.set(&policy("tier", Some("db"), vec![rule(peers("tier", "2"), 80)]));
+    node.set(&policy("name", Some("web"), vec![rule(peers("name", "other"), 80)]));
+    let renamed = Pod { key: key("two"), ..pod("other", "2", "10.0.1.2", 81) };
+    node.compiler.set_pod(&renamed);
+    node.compiler.set_pod(&pod("new", "2", "10.0.1.1", 1));
+    node.compiler.set_pod(&pod("six", "2", "fd00::1", 1));
+    node.step();
+    assert_eq!(node.problems(), [(DB, Instead::Part, Resource::Peers)]);
+    let reached = ["10.0.1.2", "10.0.1.1", "fd00::1"].map(|from| node.reaches(DB, from, 80));
+    assert_eq!(reached, [true, false, true]);
+    assert!(node.reaches(WEB, "10.0.1.2", 80));
 }
 
 /// Rules that look at a peer for which there was no room before them are in force in part as well; a rule
@@ -279,13 +302,14 @@ fn rules_that_come_after_a_peer_was_left_out_lack_it_too() {
 /// A number that a pod gives a name, and that there is no class for, is denied; the others' are not.
 #[test]
 fn a_named_port_too_many_is_denied() {
-    let mut node = Node::new(Limits { classes: CLASS_FIRST + 1, ..Limits::default() });
+    let mut node = Node::new(Limits { classes: CLASS_FIRST + 2, ..Limits::default() });
     node.compiler.remove_pod(&key("two"));
     node.compiler.set_pod(&pod("db", "local", "10.0.0.1", 80));
     node.compiler.set_pod(&pod("web", "local", "10.0.0.2", 80));
     node.compiler.set_pod(&pod("plain", "local", "10.0.0.3", 80));
     let http = PortRule { protocol: Protocol::Tcp, port: PortSpec::Named("http".to_owned()) };
-    let egress = Some(vec![Rule { peers: vec![], ports: vec![http] }]);
+    // The newcomer has a row without its number, too.
+    let egress = Some(vec![Rule { peers: vec![], ports: vec![http] }, rule(peers("name", "two"), 443)]);
     let named = NetworkPolicy { key: key("n"), subjects: has("name", "db"), ingress: None, egress };
     node.set(&named);
     assert_eq!(node.problems(), []);
@@ -296,6 +320,7 @@ fn a_named_port_too_many_is_denied() {
         node.tables.allows(DB, Direction::Egress, ip(address), Target::Port(Protocol::Tcp, port))
     };
     assert!(to(&node, "10.0.1.1", 80) && !to(&node, "10.0.1.2", 81) && !to(&node, "10.0.1.2", 80));
+    assert!(to(&node, "10.0.1.2", 443) && !to(&node, "10.0.1.1", 443));
     // All others give it up: its class becomes the newcomer's.
     for name in ["db", "web", "plain", "one"] {
         let mut pod = pod(name, "local", "10.0.0.1", 81);
@@ -307,7 +332,7 @@ fn a_named_port_too_many_is_denied() {
         node.step();
     }
     assert_eq!(node.problems(), []);
-    assert!(to(&node, "10.0.1.2", 81) && !to(&node, "10.0.1.2", 80));
+    assert!(to(&node, "10.0.1.2", 81) && !to(&node, "10.0.1.2", 80) && to(&node, "10.0.1.2", 443));
 }
 
 /// What is open to everyone is a port set too: at the exact number it fits, one more and the newest that has

@@ -66,7 +66,8 @@ pub(super) fn add(table: &mut Table) {
     );
     // Both are live, on other nodes: each may be the one that is there.
     let mut shared = cluster();
-    let twin = pod("other", "twin", &[("app", "cache")], &["10.0.1.10"]);
+    let mut twin = pod("other", "twin", &[("app", "cache")], &["10.0.1.10"]);
+    twin.ports = vec![named("http", Protocol::Tcp, 9000)];
     shared.pods.insert(twin.key.clone(), twin);
     let both = [ingress(&[
         rule(
@@ -83,6 +84,25 @@ pub(super) fn add(table: &mut Table) {
         shared.clone(),
         &both,
         &[("one", DB, IN, "10.0.1.10", tcp(80), YES), ("the other", DB, IN, "10.0.1.10", tcp(81), YES)],
+    );
+    table.within(
+        "named port of one of two pods with one address",
+        shared.clone(),
+        &[egress(&[
+            rule(
+                &[pods_in(LabelSelector::default(), match_labels(&[("app", "web")]))],
+                &[by_name(Protocol::Tcp, "http")],
+            ),
+            rule(
+                &[pods_in(LabelSelector::default(), match_labels(&[("app", "cache")]))],
+                &[port(Protocol::Tcp, 81)],
+            ),
+        ])],
+        &[
+            ("its number", DB, OUT, "10.0.1.10", tcp(80), YES),
+            ("not the other's, which has other ports", DB, OUT, "10.0.1.10", tcp(9000), NO),
+            ("those are open too", DB, OUT, "10.0.1.10", tcp(81), YES),
+        ],
     );
     shared.pods.remove(&ObjectKey::new("other", "web"));
     table.within(

@@ -569,7 +569,7 @@ mod tests {
             ports.take_writes().1
         };
         let one = ports.acquire(&tcp(&[80])).unwrap();
-        ports.acquire(&tcp(&[80, 81])).unwrap();
+        let both = ports.acquire(&tcp(&[80, 81])).unwrap();
         let content = *ports.bits(one);
         let set = ports.acquire_set(&content).unwrap();
         ports.take_writes();
@@ -593,6 +593,8 @@ mod tests {
         assert!(ports.take_starved());
         ports.settled(6);
         assert_eq!(class_of(&mut ports, 2), Ok(vec![CLASS_FIRST + 1]));
+        // It is no longer what those who had it mean.
+        assert!(!ports.bits(both).contains(CLASS_FIRST + 1));
     }
 
     /// Ids of sets at the exact number; a set that rests has an id but is not in use.

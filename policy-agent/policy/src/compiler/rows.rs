@@ -70,3 +70,23 @@ fn at<T: Default>(places: &mut Vec<T>, id: u32) -> &mut T {
     }
     &mut places[id as usize]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_found_and_forgotten_from_both_sides() {
+        let mut rows = Rows::default();
+        for (signature, atom) in [(2, 1), (2, 7), (3, 7)] {
+            rows.insert(signature, atom, signature * 10 + atom);
+        }
+        let found = [(2, 1), (2, 7), (3, 7), (3, 1), (9, 9)].map(|(s, a)| rows.get(s, a));
+        assert_eq!((rows.len(), found), (3, [Some(21), Some(27), Some(37), None, None]));
+        assert_eq!(rows.take_signature(2), BTreeMap::from([(1, 21), (7, 27)]));
+        assert_eq!(rows.signatures.concat(), [3]);
+        assert_eq!(rows.take_atom(7), [(3, 37)]);
+        assert!(rows.is_empty());
+        assert!(rows.take_signature(9).is_empty() && rows.take_atom(9).is_empty());
+    }
+}

@@ -112,6 +112,9 @@ fn what_is_told_and_taken_back_leaves_nothing() {
     }
     compiler.set_endpoint(2, Some(labelled.key.clone()), vec!["10.0.1.1".parse().unwrap()]);
     assert!(compiler.commit().rows.len() > 1);
+    // Other rules for an endpoint that has some.
+    compiler.remove_policy(&ObjectKey::new("a", "twice"));
+    assert!(!compiler.commit().is_empty());
     compiler.remove_endpoint(1);
     compiler.remove_endpoint(2);
     for name in ["n", "once", "twice"] {
@@ -128,6 +131,29 @@ fn what_is_told_and_taken_back_leaves_nothing() {
     assert_eq!((compiler.world.groups.len(), compiler.world.port_lists.len()), (0, 0));
     assert!(compiler.rows.is_empty() && compiler.peers.is_empty());
     assert_eq!(compiler.world.namespace_ids().count(), 0);
+}
+
+/// A peer for whom no more is open than for everyone has no row.
+#[test]
+fn what_is_open_to_everyone_needs_no_row() {
+    let mut compiler = told(Limits::default());
+    let ports =
+        |first, last| vec![PortRule { protocol: Protocol::Tcp, port: PortSpec::Range { first, last } }];
+    let local = Peer::Pods { namespaces: None, pods: LabelSelector::default() };
+    let rules = |last| {
+        let everyone = Rule { peers: vec![], ports: ports(80, 90) };
+        vec![everyone, Rule { peers: vec![local.clone()], ports: ports(85, last) }]
+    };
+    for (last, rows) in [(90, 0), (91, 1)] {
+        compiler.set_policy(&NetworkPolicy {
+            key: ObjectKey::new("a", "n"),
+            subjects: LabelSelector::default(),
+            ingress: Some(rules(last)),
+            egress: None,
+        });
+        compiler.commit();
+        assert_eq!(compiler.stats().rows, rows);
+    }
 }
 
 /// The same rules, written in other words, are one signature, and the same blocks one block.
