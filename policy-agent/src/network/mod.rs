@@ -380,6 +380,7 @@ impl Network {
             inside: nft::maximal(cidrs.chain(addresses).chain(excluded)),
             exits: self.attached.iter().copied().chain(overlay).collect(),
             mark_mask: self.settings.mark_mask,
+            overlay_port: overlay.map(|_| self.settings.vxlan_port),
         }
     }
 }

@@ -44,17 +44,19 @@ impl Routes {
     /// Makes the kernel have these routes and rules of Fairlead's and no others; returns what went
     /// wrong. What others have stays as it is, also where it is in the way.
     pub(super) async fn reconcile(&mut self, plan: &Plan) -> Vec<String> {
-        let (routes, rules) = match self.there.take() {
+        // Where it is known what is there, only what differs is looked at.
+        let (wanted, routes, rules) = match self.there.take() {
             Some((routes, rules)) => (
-                routes.into_iter().map(|r| (message(&r), Some(r))).collect(),
+                plan.routes.difference(&routes).cloned().collect(),
+                routes.difference(&plan.routes).map(|r| (message(r), Some(r.clone()))).collect(),
                 rules.into_iter().map(|r| (rule(&r), Some(r))).collect(),
             ),
             None => match (routes(&self.handle).await, rules(&self.handle).await) {
-                (Ok(routes), Ok(rules)) => (routes, rules),
+                (Ok(routes), Ok(rules)) => (plan.routes.clone(), routes, rules),
                 (Err(e), _) | (_, Err(e)) => return vec![format!("listing routes and rules: {e}")],
             },
         };
-        let mut problems = self.put_routes(&plan.routes, routes).await;
+        let mut problems = self.put_routes(&wanted, routes).await;
         problems.extend(self.put_rules(&plan.sources, rules).await);
         if problems.is_empty() {
             self.there = Some((plan.routes.clone(), plan.sources.clone()));

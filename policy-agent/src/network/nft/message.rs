@@ -176,6 +176,7 @@ pub(super) enum Meta {
     OutIndex = 5,
     OutName = 7,
     Family = 15,
+    Protocol = 16,
 }
 
 /// What becomes of a packet.
@@ -198,6 +199,12 @@ impl Rule {
 
     pub(super) fn network(self, offset: u32, length: u32) -> Self {
         let load = Attributes::default().number(1, REGISTER).number(2, 1).number(3, offset);
+        self.expression("payload", &load.number(4, length))
+    }
+
+    /// Bytes of the transport header.
+    pub(super) fn transport(self, offset: u32, length: u32) -> Self {
+        let load = Attributes::default().number(1, REGISTER).number(2, 2).number(3, offset);
         self.expression("payload", &load.number(4, length))
     }
 
@@ -241,6 +248,11 @@ impl Rule {
 
     pub(super) fn masquerade(self) -> Self {
         self.expression("masq", &Attributes::default())
+    }
+
+    /// Connections are not tracked.
+    pub(super) fn untracked(self) -> Self {
+        self.expression("notrack", &Attributes::default())
     }
 
     pub(super) fn verdict(self, verdict: Verdict) -> Self {

@@ -3,6 +3,8 @@
 //! ```text
 //! chain masquerade  postrouting, srcnat:  from this node's pods, to nobody of the cluster: masquerade
 //! chain leaving     forward:              owes a verdict, and no device there would give it: drop
+//! chain tunnel-in   prerouting, raw:      for the overlay's port: not tracked
+//! chain tunnel-out  output, raw:          the same
 //! ```
 //!
 //! Tables of others are neither read nor changed. See docs/decisions/0015.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fairlead_common::judge::protocol::UDP;
 use fairlead_common::maps::{SLOT_NONE, SLOT_SETTLED};
 use ipnetwork::IpNetwork;
 
@@ -12,6 +13,8 @@ use super::message::{Attributes, Batch, Kind, List, Meta, Rule, Verdict};
 pub(super) const TABLE: &str = "fairlead";
 const MASQUERADE: &str = "masquerade";
 const LEAVING: &str = "leaving";
+/// Chains for what reaches the node and for what it sends itself, before connections are tracked.
+const TUNNEL: [&str; 2] = ["tunnel-in", "tunnel-out"];
 const EXITS: &str = "exits";
 /// Longest list of elements in one message, in bytes: an attribute ends at 64 KiB.
 const LIST: usize = 32 << 10;
@@ -29,6 +32,8 @@ pub(in crate::network) struct Contents {
     pub exits: BTreeSet<u32>,
     /// Bits of the packet mark that hold a slot.
     pub mark_mask: u32,
+    /// UDP port of the overlay, where there is one.
+    pub overlay_port: Option<u16>,
 }
 
 /// Those networks that no other of them holds. Two CIDRs share addresses only where one holds the
@@ -114,6 +119,19 @@ impl Contents {
         // NF_INET_POST_ROUTING at NF_IP_PRI_NAT_SRC; NF_INET_FORWARD behind everybody's filters.
         chain(&mut batch, MASQUERADE, "nat", 4, 100);
         chain(&mut batch, LEAVING, "filter", 2, 100);
+        if let Some(port) = self.overlay_port {
+            // NF_INET_PRE_ROUTING and NF_INET_LOCAL_OUT at NF_IP_PRI_RAW.
+            for (name, hook) in TUNNEL.into_iter().zip([0, 3]) {
+                chain(&mut batch, name, "filter", hook, -300);
+                let rule = Rule::default()
+                    .meta(Meta::Protocol)
+                    .equals(&[UDP])
+                    .transport(2, 2)
+                    .equals(&port.to_be_bytes())
+                    .untracked();
+                push_rule(&mut batch, name, &rule);
+            }
+        }
         if self.masquerade {
             for family in &FAMILIES {
                 let rule = Rule::default()
@@ -155,7 +173,9 @@ impl Contents {
 
     /// What makes these contents the others, where elements of sets are all that differs.
     pub(super) fn changed_to(&self, wanted: &Self) -> Option<Batch> {
-        if self.masquerade != wanted.masquerade || self.mark_mask != wanted.mark_mask {
+        if (self.masquerade, self.mark_mask, self.overlay_port)
+            != (wanted.masquerade, wanted.mark_mask, wanted.overlay_port)
+        {
             return None;
         }
         let mut batch = Batch::new();
@@ -183,8 +203,8 @@ fn set(batch: &mut Batch, name: &str, flags: u32, kind: u32, length: u32) {
     batch.push(Kind::NewSet, &set.number(10, 1));
 }
 
-fn chain(batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: u32) {
-    let hook = Attributes::default().number(1, hook).number(2, priority);
+fn chain(batch: &mut Batch, name: &str, kind: &str, hook: u32, priority: i32) {
+    let hook = Attributes::default().number(1, hook).number(2, priority.cast_unsigned());
     batch.push(Kind::NewChain, &named(TABLE).text(3, name).nested(4, &hook).text(7, kind));
 }
 

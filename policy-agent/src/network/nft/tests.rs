@@ -11,6 +11,7 @@ fn contents(pods: &[&str], inside: &[&str]) -> Contents {
         inside: networks(inside),
         exits: [1, 7].into(),
         mark_mask: 0x0fff_0000,
+        overlay_port: Some(8472),
     }
 }
 
@@ -60,6 +61,8 @@ fn the_kernel_holds_what_is_wanted_beside_others() {
             "type filter hook forward priority 100; policy accept; meta mark & 0x0fff0000 == 0x00000000 accept \
              meta mark & 0x0fff0000 == 0x0fff0000 accept",
             "counter packets 0 bytes 0 drop }",
+            "chain tunnel-in { type filter hook prerouting priority -300; policy accept; udp dport 8472 notrack }",
+            "chain tunnel-out { type filter hook output priority -300; policy accept; udp dport 8472 notrack }",
         ] {
             assert!(said.contains(part), "{part}\n{said}");
         }
