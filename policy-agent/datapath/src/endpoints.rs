@@ -73,6 +73,8 @@ pub(crate) struct Addresses {
     own: BTreeSet<IpAddr>,
     services: BTreeSet<IpAddr>,
     nodes: BTreeSet<IpAddr>,
+    /// Of which the maps may say something else, because writing failed.
+    unsure: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
@@ -206,17 +208,19 @@ impl Datapath {
             own: own.clone(),
             services: services.clone(),
             nodes,
+            unsure: BTreeSet::new(),
         };
         let old = std::mem::replace(&mut self.addresses, new);
-        let touched: BTreeSet<&IpAddr> =
-            [&old.own, &old.services, &old.nodes, own, services, &self.addresses.nodes]
-                .into_iter()
-                .flatten()
-                .collect();
-        for address in touched {
-            if old.info(address) != self.addresses.info(address) {
-                self.write_address(address)?;
+        // What stays is not looked at: there may be thousands of nodes.
+        let sets = [(&old.own, own), (&old.services, services), (&old.nodes, &self.addresses.nodes)];
+        let changed = sets.into_iter().flat_map(|(old, new)| old.symmetric_difference(new)).copied();
+        let mut touched: BTreeSet<IpAddr> = changed.chain(old.unsure).collect();
+        while let Some(address) = touched.first() {
+            if let Err(e) = self.write_address(address) {
+                self.addresses.unsure = touched;
+                return Err(e);
             }
+            touched.pop_first();
         }
         Ok(())
     }

@@ -190,7 +190,7 @@ impl Index {
     }
 
     fn disjoint_nodes(&self) -> Nodes {
-        let mut taken: Vec<BTreeMap<IpAddr, (IpAddr, String, IpNetwork)>> = vec![BTreeMap::new(); 2];
+        let mut taken: [BTreeMap<IpAddr, (IpAddr, &str, IpNetwork)>; 2] = Default::default();
         let (mut nodes, mut problems) = (BTreeMap::new(), Vec::new());
         for (name, node) in &self.nodes {
             let mut kept = node.clone();
@@ -213,7 +213,7 @@ impl Index {
                     });
                     continue;
                 }
-                family.insert(first, (last, name.clone(), *cidr));
+                family.insert(first, (last, name, *cidr));
                 kept.pod_cidrs.push(*cidr);
             }
             nodes.insert(name.clone(), kept);

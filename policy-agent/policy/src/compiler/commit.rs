@@ -148,7 +148,15 @@ impl Compiler {
         let journal = std::mem::take(&mut self.journal);
         let (sets, ports) = self.ports.take_writes();
         let rows = changes(journal.rows, |key| self.rows.get(key.0, key.1));
-        let peers = changes(journal.peers, |address| self.peers.get(address)?.atom);
+        let mut peers = journal.peers;
+        // Stable: a key's first entry says what it was, its last one what it is.
+        peers.sort_by_key(|&(address, ..)| address);
+        let peers = peers.chunk_by(|a, b| a.0 == b.0).filter_map(|steps| {
+            let (&(address, old, _), &(.., new)) = (steps.first()?, steps.last()?);
+            debug_assert_eq!(new, self.peers.get(&address).and_then(|peer| peer.atom));
+            (new != old).then_some((address, new))
+        });
+        let peers = peers.collect();
         let cidrs = changes(journal.cidrs, |&prefix| self.prefix_atoms[self.tree.find(prefix)? as usize]);
         let cidrs = cidrs.into_iter().map(|(prefix, atom)| (prefix.into(), atom)).collect();
         let mut endpoints = Vec::new();

@@ -155,7 +155,7 @@ impl Compiler {
         if old != atom {
             let count = &mut self.peer_counts[usize::from(address.is_ipv6())];
             *count = *count + usize::from(atom.is_some()) - usize::from(old.is_some());
-            self.journal.peers.push((address, old));
+            self.journal.peers.push((address, old, atom));
         }
     }
 

@@ -123,7 +123,8 @@ const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 #[derive(Debug, Default)]
 struct Journal {
     rows: Vec<((Signature, Atom), Option<SetId>)>,
-    peers: Vec<(IpAddr, Option<Atom>)>,
+    /// With what it was changed to: to look them all up again would be a good part of a wide change's cost.
+    peers: Vec<(IpAddr, Option<Atom>, Option<Atom>)>,
     cidrs: Vec<(Prefix, Option<Atom>)>,
     endpoints: BTreeSet<Slot>,
 }

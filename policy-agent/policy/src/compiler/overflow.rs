@@ -163,7 +163,7 @@ impl Compiler {
                 continue;
             }
             let mut old = BTreeMap::new();
-            for &(address, atom) in self.journal.peers.iter().filter(|(a, _)| a.is_ipv6() == v6) {
+            for &(address, atom, _) in self.journal.peers.iter().filter(|(a, ..)| a.is_ipv6() == v6) {
                 old.entry(address).or_insert(atom);
             }
             old.retain(|address, atom| {
@@ -184,7 +184,7 @@ impl Compiler {
     fn leave_out(&mut self, address: IpAddr) {
         let Some(atom) = self.peers.get_mut(&address).and_then(|peer| peer.atom.take()) else { return };
         self.peer_counts[usize::from(address.is_ipv6())] -= 1;
-        self.journal.peers.push((address, Some(atom)));
+        self.journal.peers.push((address, Some(atom), None));
         let key: Key = self.atoms.key(atom).clone();
         for signature in self.relevant(&key) {
             self.cut_short(signature, Resource::Peers);
