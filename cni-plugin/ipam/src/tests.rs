@@ -155,6 +155,186 @@ fn a_lost_state_is_rebuilt_from_what_is_there() {
     assert_eq!(given.len(), 13);
 }
 
+/// A pool's state, as it is stored.
+fn stands(store: &Memory, pool: &Pool) -> (u64, u64, u64) {
+    let State { fresh, head, tail, .. } = store.states[pool.name()];
+    (fresh, head, tail)
+}
+
+/// The last moment of the rest is the first at which an address may be given.
+#[test]
+fn an_address_has_rested_at_the_end_of_its_rest_and_not_before() {
+    let end = at(1) + REST;
+    let before = end - Duration::from_nanos(1);
+    // In the queue.
+    for (now, early) in [(before, 1), (end, 0)] {
+        let mut store = Memory::default();
+        let pools = [pool("10.0.0.0/30")];
+        let lease = allocate(&mut store, &pools, &owner(0), at(0)).unwrap();
+        release(&mut store, lease.address, &owner(0), at(1)).unwrap();
+        assert_eq!(allocate(&mut store, &pools, &owner(1), now).unwrap().address, lease.address);
+        assert_eq!(store.states["10.0.0.0-30"].early, early, "{now:?}");
+    }
+    // Ahead of the order.
+    for (now, given) in [(before, "10.0.0.3"), (end, "10.0.0.2")] {
+        let mut store = Memory::default();
+        let pools = [pool("10.0.0.0/29")];
+        reserve(&mut store, &pools, ip("10.0.0.2"), &owner(0)).unwrap();
+        release(&mut store, ip("10.0.0.2"), &owner(0), at(1)).unwrap();
+        assert_eq!(allocate(&mut store, &pools, &owner(1), now).unwrap().address, ip(given), "{now:?}");
+    }
+}
+
+/// Of two that were released at the same moment, the one of the first pool is given.
+#[test]
+fn pools_are_in_order_among_what_has_rested_equally_long() {
+    let mut store = Memory::default();
+    let pools = [pool("10.0.0.0/30"), pool("10.0.1.0/30")];
+    let leases = [0, 1].map(|n| allocate(&mut store, &pools, &owner(n), at(0)).unwrap());
+    for lease in leases.iter().rev() {
+        release(&mut store, lease.address, &lease.owner, at(1)).unwrap();
+    }
+    for lease in leases {
+        assert_eq!(allocate(&mut store, &pools, &owner(2), at(2)).unwrap().address, lease.address);
+    }
+}
+
+/// The order is not come past the address at which it stands: what is released there is ahead, and what is
+/// asked for there is not looked for among all that rests.
+#[test]
+fn the_address_at_which_the_order_stands_is_ahead_of_it() {
+    let pools = [pool("10.0.0.0/24")];
+    let steps = |address: &str| {
+        let mut store = Memory::default();
+        for n in 0..3 {
+            allocate(&mut store, &pools, &owner(n), at(0)).unwrap();
+        }
+        let before = store.steps.get();
+        reserve(&mut store, &pools, ip(address), &owner(3)).unwrap();
+        let steps = store.steps.get() - before;
+        release(&mut store, ip(address), &owner(3), at(1)).unwrap();
+        assert_eq!(reconcile(&mut store, &pools, |_| true, at(2)), Ok(vec![]));
+        assert_eq!((store.ahead.len(), store.queue.len()), (1, 0), "{address}");
+        assert_eq!(stands(&store, &pools[0]), (3, 0, 0), "{address}");
+        steps
+    };
+    assert_eq!(steps("10.0.0.5"), steps("10.0.0.6"));
+}
+
+#[test]
+fn an_address_is_available_until_the_last_one_is_in_use() {
+    let mut store = Memory::default();
+    let pools = [pool("10.0.0.0/29"), pool("10.0.1.0/30")];
+    // All but the last, ahead of the order, which has to be followed past them.
+    for n in 2..7 {
+        assert_eq!(available(&mut store, &pools), Ok(true));
+        reserve(&mut store, &pools, ip(&format!("10.0.0.{n}")), &owner(n)).unwrap();
+    }
+    assert_eq!(available(&mut store, &pools), Ok(true));
+    assert_eq!(available(&mut store, &pools[..1]), Ok(false));
+    let last = allocate(&mut store, &pools, &owner(7), at(0)).unwrap().address;
+    assert_eq!((last, available(&mut store, &pools)), (ip("10.0.1.2"), Ok(false)));
+    // One that rests, before its rest is over.
+    release(&mut store, last, &owner(7), at(1)).unwrap();
+    assert_eq!(available(&mut store, &pools), Ok(true));
+    // Looking has moved nothing.
+    assert_eq!(stands(&store, &pools[1]), (1, 0, 1));
+}
+
+/// The numbers of the queue follow one another, whichever way an address comes into it or leaves it.
+#[test]
+fn places_in_the_queue_are_counted() {
+    let mut store = Memory::default();
+    let pools = [pool("10.0.0.0/29")];
+    let address = |n: u32| ip(&format!("10.0.0.{n}"));
+    for n in 2..5 {
+        allocate(&mut store, &pools, &owner(n), at(0)).unwrap();
+    }
+    // Out of use, to the tail.
+    for n in 2..5 {
+        release(&mut store, address(n), &owner(n), at(1)).unwrap();
+        assert_eq!(stands(&store, &pools[0]), (3, 0, u64::from(n) - 1));
+    }
+    // From ahead of the order, to the tail.
+    reserve(&mut store, &pools, address(5), &owner(5)).unwrap();
+    release(&mut store, address(5), &owner(5), at(2)).unwrap();
+    assert_eq!(allocate(&mut store, &pools, &owner(6), at(3)).unwrap().address, address(6));
+    assert_eq!(stands(&store, &pools[0]), (5, 0, 4));
+    let numbers: Vec<_> = store.queue.iter().map(|((_, number), r)| (*number, r.address)).collect();
+    assert_eq!(numbers, [(0, address(2)), (1, address(3)), (2, address(4)), (3, address(5))]);
+    // By name out of the middle; the head is passed on over the gap.
+    reserve(&mut store, &pools, address(3), &owner(3)).unwrap();
+    for (n, head) in [(2, 1), (4, 3), (5, 4)] {
+        assert_eq!(allocate(&mut store, &pools, &owner(n), at(40)).unwrap().address, address(n));
+        assert_eq!(stands(&store, &pools[0]), (5, head, 4));
+    }
+    assert_eq!(available(&mut store, &pools), Ok(false));
+}
+
+/// Killed between an address's coming to rest and the writing of the state, which lags by one then.
+#[test]
+fn a_tail_that_lags_is_caught_up_with() {
+    let pools = [pool("10.0.0.0/29")];
+    // All but 10.0.0.6 are or were in use; 10.0.0.2 rests under number 0, which the state does not know.
+    let lagging = || {
+        let mut store = Memory::default();
+        for n in 2..6 {
+            allocate(&mut store, &pools, &owner(n), at(0)).unwrap();
+        }
+        // Reading the lease and the state, and the step to rest.
+        store.fuse.set(Some(3));
+        assert_eq!(release(&mut store, ip("10.0.0.2"), &owner(2), at(1)), Err(Killed));
+        store.fuse.set(None);
+        assert_eq!((store.queue.len(), stands(&store, &pools[0])), (1, (4, 0, 0)));
+        store
+    };
+    // By the next address that is released.
+    let mut store = lagging();
+    release(&mut store, ip("10.0.0.3"), &owner(3), at(2)).unwrap();
+    assert_eq!(stands(&store, &pools[0]), (4, 0, 2));
+    // By one that comes from ahead of the order.
+    let mut store = lagging();
+    reserve(&mut store, &pools, ip("10.0.0.6"), &owner(6)).unwrap();
+    release(&mut store, ip("10.0.0.6"), &owner(6), at(2)).unwrap();
+    assert_eq!(allocate(&mut store, &pools, &owner(7), at(3)).unwrap().address, ip("10.0.0.2"));
+    assert_eq!(stands(&store, &pools[0]), (5, 1, 2));
+    // By the one who takes the address; what is released next gets a number that is still to come.
+    let mut store = lagging();
+    allocate(&mut store, &pools, &owner(6), at(2)).unwrap();
+    assert_eq!(available(&mut store, &pools), Ok(true));
+    assert_eq!(allocate(&mut store, &pools, &owner(7), at(3)).unwrap().address, ip("10.0.0.2"));
+    assert_eq!(stands(&store, &pools[0]), (5, 1, 1));
+    release(&mut store, ip("10.0.0.3"), &owner(3), at(4)).unwrap();
+    assert_eq!(stands(&store, &pools[0]), (5, 1, 2));
+    assert_eq!(allocate(&mut store, &pools, &owner(8), at(5)).unwrap().address, ip("10.0.0.3"));
+    assert_eq!(stands(&store, &pools[0]), (5, 2, 2));
+    assert_eq!(store.states[pools[0].name()].early, 2);
+}
+
+/// As many addresses as [`FRESH_FIRST`] are used once, then those that have rested come before the rest.
+#[test]
+fn addresses_are_used_again_once_enough_of_a_vast_range_were_used() {
+    let pools = [pool("fd00:1::/64")];
+    let name = pools[0].name().to_owned();
+    for (fresh, given, stands_at) in [
+        (FRESH_FIRST - 1, pools[0].address(FRESH_FIRST - 1), (FRESH_FIRST, 0, 1)),
+        (FRESH_FIRST, pools[0].address(0), (FRESH_FIRST, 1, 1)),
+    ] {
+        let mut store = Memory::default();
+        let lease = allocate(&mut store, &pools, &owner(0), at(0)).unwrap();
+        release(&mut store, lease.address, &owner(0), at(1)).unwrap();
+        store.states.get_mut(&name).unwrap().fresh = fresh;
+        assert_eq!(allocate(&mut store, &pools, &owner(1), at(100)).unwrap().address, given);
+        assert_eq!(stands(&store, &pools[0]), stands_at);
+    }
+    // With nobody rested there is always a fresh one, and the queue stays where it was.
+    let mut store = Memory::default();
+    store.states.insert(name, State { fresh: FRESH_FIRST, ..State::default() });
+    let lease = allocate(&mut store, &pools, &owner(0), at(0)).unwrap();
+    assert_eq!(lease.address, pools[0].address(FRESH_FIRST));
+    assert_eq!(stands(&store, &pools[0]), (FRESH_FIRST + 1, 0, 0));
+}
+
 #[test]
 fn an_allocation_takes_as_many_steps_with_60000_in_use_as_with_10() {
     let steps = |in_use: u32| {

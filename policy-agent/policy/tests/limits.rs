@@ -256,6 +256,30 @@ fn growth_of_the_world_takes_nothing_from_what_is_there() {
     }
 }
 
+/// Rules do not fit and the world grows in the same commit: the older ones are back as those that were there,
+/// and what is new in the world is left out of them. As new ones they would have to give way in turn.
+#[test]
+fn older_rules_that_are_back_do_not_give_way() {
+    let wide = Limits::default();
+    let tiers = || vec![rule(peers("tier", "1"), 80), rule(peers("tier", "3"), 81)];
+    for (resource, limits) in [
+        (Resource::Rows, Limits { rows: 1, ..wide }),
+        (Resource::Sets, Limits { sets: 1, ..wide }),
+        (Resource::Peers, Limits { peers: 1, ..wide }),
+    ] {
+        let mut node = Node::new(limits);
+        node.set(&policy("tiers", Some("db"), tiers()));
+        assert_eq!(node.problems(), [], "{resource:?}");
+        node.compiler.set_pod(&pod("three", "3", "10.0.1.3", 1));
+        let more = [tiers(), vec![rule(peers("name", "two"), 82)]].concat();
+        node.set(&policy("tiers", Some("db"), more));
+        assert_eq!(node.problems(), [(DB, Instead::Older, resource)], "{resource:?}");
+        let reached = [("10.0.1.1", 80), ("10.0.1.2", 82), ("10.0.1.3", 81)]
+            .map(|(from, port)| node.reaches(DB, from, port));
+        assert_eq!(reached, [true, false, false], "{resource:?}");
+    }
+}
+
 /// It is the newcomer that is left out: not a peer that only changes in the same commit, and not one of the
 /// other family.
 #[test]
@@ -321,6 +345,17 @@ fn a_named_port_too_many_is_denied() {
     };
     assert!(to(&node, "10.0.1.1", 80) && !to(&node, "10.0.1.2", 81) && !to(&node, "10.0.1.2", 80));
     assert!(to(&node, "10.0.1.2", 443) && !to(&node, "10.0.1.1", 443));
+    // New rules that use a name of rules in force are no cause either: they are in force but for that number.
+    let http = PortRule { protocol: Protocol::Tcp, port: PortSpec::Named("http".to_owned()) };
+    let egress = Some(vec![Rule { peers: vec![], ports: vec![http] }]);
+    node.set(&NetworkPolicy { key: key("m"), subjects: has("name", "web"), ingress: None, egress });
+    let both = [DB, WEB].map(|slot| (slot, Instead::Part, Resource::Classes));
+    assert_eq!(node.problems(), both);
+    let from_web = |address, port| {
+        node.tables.allows(WEB, Direction::Egress, ip(address), Target::Port(Protocol::Tcp, port))
+    };
+    assert!(from_web("10.0.1.1", 80) && !from_web("10.0.1.2", 81) && !from_web("10.0.1.2", 80));
+    assert!(to(&node, "10.0.1.1", 80) && !to(&node, "10.0.1.2", 81));
     // All others give it up: its class becomes the newcomer's.
     for name in ["db", "web", "plain", "one"] {
         let mut pod = pod(name, "local", "10.0.0.1", 81);
