@@ -311,6 +311,27 @@ fn a_tail_that_lags_is_caught_up_with() {
     assert_eq!(store.states[pools[0].name()].early, 2);
 }
 
+/// Killed twice the tail lags by two, and the address at it is taken by name: the next one is found again.
+#[test]
+fn an_address_behind_a_gap_at_the_tail_is_found_by_reconcile() {
+    let mut store = Memory::default();
+    let pools = [pool("10.0.0.0/29")];
+    for n in 2..7 {
+        allocate(&mut store, &pools, &owner(n), at(0)).unwrap();
+    }
+    // The second meets a number that is taken: one step more.
+    for (n, steps) in [(2, 3), (3, 4)] {
+        store.fuse.set(Some(steps));
+        assert_eq!(release(&mut store, ip(&format!("10.0.0.{n}")), &owner(n), at(1)), Err(Killed));
+    }
+    store.fuse.set(None);
+    reserve(&mut store, &pools, ip("10.0.0.2"), &owner(2)).unwrap();
+    assert_eq!(store.queue.len(), 1);
+    assert_eq!(reconcile(&mut store, &pools, |_| true, at(2)), Ok(vec![]));
+    assert_eq!(stands(&store, &pools[0]), (5, 0, 2));
+    assert_eq!(allocate(&mut store, &pools, &owner(3), at(40)).unwrap().address, ip("10.0.0.3"));
+}
+
 /// As many addresses as [`FRESH_FIRST`] are used once, then those that have rested come before the rest.
 #[test]
 fn addresses_are_used_again_once_enough_of_a_vast_range_were_used() {
