@@ -16,6 +16,7 @@ use tokio::sync::watch as channel;
 use crate::api::{self, Readiness, Service};
 use crate::drops;
 use crate::engine::{self, Engine, Message};
+use crate::liveness::{self, Pulse};
 use crate::lock::lock;
 use crate::network::Network;
 use crate::report;
@@ -72,10 +73,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let waiting_for = Some("starting".to_owned());
     let (readiness, ready) = channel::channel(Readiness { waiting_for, ..Readiness::default() });
+    let (stuck, stuck_loops) = channel::channel(Vec::new());
     let service = Service {
         engine: handle.clone(),
         node: settings.node_name.as_str().into(),
         readiness: ready,
+        stuck: stuck_loops,
         drops: drops.clone(),
     };
     let service_for_reports = service.clone();
@@ -85,7 +88,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let router = api::router(service.clone());
     let serving = tokio::spawn(async move { axum::serve(listener, router).await });
     if let Some(address) = settings.http_listen.clone() {
-        tokio::spawn(api::serve_probes(address, api::probes(service)));
+        let pulse = Pulse::default();
+        tokio::spawn(liveness::beat(pulse.clone()));
+        let looking = liveness::Watch::new(handle.clone(), pulse).run(stuck);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name("probes".to_owned()).spawn(move || {
+            runtime
+                .block_on(async { tokio::join!(looking, api::serve_probes(address, api::probes(service))) })
+        })?;
     }
     let to_engine = handle.clone();
     let tell = move |event| {

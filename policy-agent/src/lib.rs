@@ -19,6 +19,7 @@ pub mod drops;
 pub mod enforcer;
 pub mod engine;
 pub mod host;
+pub mod liveness;
 pub mod lock;
 pub mod metrics;
 pub mod network;

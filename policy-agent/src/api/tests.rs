@@ -29,8 +29,14 @@ async fn served() -> Served {
     let waiting_for = Some("something".to_owned());
     let (readiness, ready) = watch::channel(Readiness { waiting_for, ..Readiness::default() });
     let drops = Log::new(None);
-    let service =
-        Service { engine: engine.handle.clone(), node: "n1".into(), readiness: ready, drops: drops.clone() };
+    let (_, stuck) = watch::channel(Vec::new());
+    let service = Service {
+        engine: engine.handle.clone(),
+        node: "n1".into(),
+        readiness: ready,
+        stuck,
+        drops: drops.clone(),
+    };
     let listener = listen_unix(&path).unwrap();
     // Left over from an agent that was killed: replaced.
     drop(listener);
@@ -73,6 +79,21 @@ async fn endpoints_over_the_socket() {
     let list = ask(&served, |c| c.get::<Vec<EndpointStatus>>("/v1/endpoints")).await.unwrap();
     assert_eq!(list, []);
     assert_eq!(ask(&served, |c| c.get::<Value>("/v2")).await, Err(ErrorCode::NotFound));
+}
+
+#[tokio::test]
+async fn health_names_loops_that_are_stuck() {
+    let engine = Running::ready(Duration::from_millis(30)).await;
+    let (_, readiness) = watch::channel(Readiness::default());
+    let (stuck, loops) = watch::channel(Vec::new());
+    let engine = engine.handle.clone();
+    let service = Service { engine, node: "n1".into(), readiness, stuck: loops, drops: Log::new(None) };
+    assert_eq!(health(State(service.clone())).await.ok(), Some("ok\n"));
+    stuck.send_replace(vec!["one", "another"]);
+    let Failure(error) = health(State(service.clone())).await.unwrap_err();
+    assert_eq!((error.code, &*error.message), (ErrorCode::Internal, "stuck: one and another"));
+    stuck.send_replace(Vec::new());
+    assert!(health(State(service)).await.is_ok());
 }
 
 #[tokio::test]

@@ -237,6 +237,7 @@ impl<E: Enforcer> Engine<E> {
         attachment: Attachment,
         admitted: Vec<PutReply>,
     ) -> Result<(), (ApiError, Vec<PutReply>)> {
+        self.pulse.beat();
         let slot = slot(&attachment);
         if self.endpoints.contains_key(&slot) {
             let message = format!("slot {slot} of interface index {} is taken", attachment.host_ifindex);
@@ -278,6 +279,7 @@ impl<E: Enforcer> Engine<E> {
         let locked: Vec<Slot> =
             self.endpoints.iter().filter(|(_, l)| !l.unlocked).map(|(slot, _)| *slot).collect();
         for slot in locked {
+            self.pulse.beat();
             let topic = format!("unlock {slot}");
             match self.enforcer.unlock(slot) {
                 Ok(()) => {

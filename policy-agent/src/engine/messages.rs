@@ -14,6 +14,8 @@ use fairlead_policy::explain::{Explanation, Party};
 use fairlead_policy::oracle::Target;
 use tokio::sync::oneshot;
 
+use crate::liveness::Pulse;
+
 /// Where an answer goes. Nobody waiting for it any more is no error.
 #[derive(Debug)]
 pub struct Reply<T>(oneshot::Sender<T>);
@@ -55,6 +57,8 @@ pub enum Message {
     Uplink(u32, Reply<Result<(), String>>),
     /// This is the overlay device.
     Overlay(u32, Reply<Result<(), String>>),
+    /// Nothing; who sends it looks whether it is taken.
+    Beat,
     /// What is the state?
     Snapshot(Reply<Snapshot>),
     /// Why is a connection allowed or denied?
@@ -105,16 +109,24 @@ pub struct Snapshot {
 
 /// The way to the engine.
 #[derive(Clone, Debug)]
-pub struct EngineHandle(Sender<Message>);
+pub struct EngineHandle {
+    messages: Sender<Message>,
+    pulse: Pulse,
+}
 
 impl EngineHandle {
-    pub(super) fn new(sender: Sender<Message>) -> Self {
-        Self(sender)
+    pub(super) fn new(messages: Sender<Message>, pulse: Pulse) -> Self {
+        Self { messages, pulse }
+    }
+
+    /// What moves whenever the engine has got on.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Tells something; `false` where the engine has ended.
     pub fn tell(&self, message: Message) -> bool {
-        self.0.send(message).is_ok()
+        self.messages.send(message).is_ok()
     }
 
     /// Asks something.

@@ -24,6 +24,7 @@ use fairlead_policy::tables::{Delta, Slot};
 use tokio::sync::watch;
 
 use crate::enforcer::Enforcer;
+use crate::liveness::Pulse;
 use endpoints::{Local, Waiting};
 
 pub use messages::{EngineHandle, Message, Reply, Snapshot};
@@ -93,6 +94,8 @@ pub struct Engine<E> {
     published: watch::Sender<Published>,
     messages: Receiver<Message>,
     questions: Vec<Message>,
+    /// Moved after each message, endpoint and step.
+    pulse: Pulse,
 }
 
 impl<E: Enforcer> Engine<E> {
@@ -104,6 +107,7 @@ impl<E: Enforcer> Engine<E> {
     ) -> (Self, EngineHandle, watch::Receiver<Published>) {
         let (sender, messages): (Sender<Message>, _) = channel();
         let (published, receiver) = watch::channel(Published::default());
+        let pulse = Pulse::default();
         let engine = Self {
             options,
             enforcer,
@@ -129,8 +133,9 @@ impl<E: Enforcer> Engine<E> {
             published,
             messages,
             questions: Vec::new(),
+            pulse: pulse.clone(),
         };
-        (engine, EngineHandle::new(sender), receiver)
+        (engine, EngineHandle::new(sender, pulse), receiver)
     }
 
     /// Works until [`Message::Stop`], or until nobody can send any more. What is enforced stays so.
@@ -156,6 +161,7 @@ impl<E: Enforcer> Engine<E> {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.step(Instant::now());
+            self.pulse.beat();
             self.answer_questions();
         }
     }
@@ -167,6 +173,7 @@ impl<E: Enforcer> Engine<E> {
 
     /// Takes one message; `false` to end.
     fn take(&mut self, message: Message) -> bool {
+        self.pulse.beat();
         match message {
             Message::Stop => return false,
             Message::Batch(batch) => {
@@ -179,6 +186,7 @@ impl<E: Enforcer> Engine<E> {
                 }
                 self.said = problems;
             }
+            Message::Beat => {}
             Message::Synced => self.synced = true,
             Message::Put(attachment, reply) => self.put(*attachment, reply),
             Message::Delete { container_id, ifname, reply } => {

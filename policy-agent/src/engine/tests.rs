@@ -205,7 +205,7 @@ impl Running {
         self.handle.ask(|reply| Message::Put(Box::new(attachment), reply)).await.unwrap()
     }
 
-    async fn snapshot(&self) -> Snapshot {
+    pub(crate) async fn snapshot(&self) -> Snapshot {
         self.handle.ask(Message::Snapshot).await.unwrap()
     }
 
@@ -213,6 +213,11 @@ impl Running {
     async fn done(&self) -> Vec<Done> {
         self.snapshot().await;
         std::mem::take(&mut self.world.lock().unwrap().done)
+    }
+
+    /// Until this is dropped, the engine is held where it does something in the kernel.
+    pub(crate) fn held(&self) -> impl Sized {
+        self.world.lock().unwrap()
     }
 
     fn fail(&self, times: usize) {
@@ -246,7 +251,7 @@ fn pod(name: &str, uid: &str) -> Value {
            "metadata": {"name": name, "namespace": "shop", "uid": uid, "labels": {"app": name}}})
 }
 
-fn policy(name: &str, spec: Value) -> Value {
+pub(crate) fn policy(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
            "metadata": {"name": name, "namespace": "shop"}, "spec": spec})
 }

@@ -21,7 +21,7 @@ const ABSENT: &str = "not run";
 /// What is below this in the document was written by people, and stays.
 const NOTES: &str = "## Notes";
 /// How many specs at the same time: they wait for what is denied to time out.
-const PROCESSES: &str = "3";
+const PROCESSES: &str = "6";
 
 /// The clusters on which they are run.
 const CLUSTERS: [(&str, Options); 4] = [

@@ -33,8 +33,9 @@ const CONTROL: [&str; 2] = ["172.20.0.10/24", "fd20::10/64"];
 const NODES: [[&str; 2]; 2] = [["172.20.0.11/24", "fd20::11/64"], ["172.20.0.12/24", "fd20::12/64"]];
 /// Names of the nodes.
 pub const NAMES: [&str; 2] = ["node-a", "node-b"];
-/// Prefixes of pods and of Services.
-const PODS: [&str; 2] = ["10.244.0.0/16", "fd10:244::/56"];
+/// Prefix of all pods' addresses, by family as above.
+pub const PODS: [&str; 2] = ["10.244.0.0/16", "fd10:244::/56"];
+/// Prefix of Services' addresses.
 const SERVICES: [&str; 2] = ["10.96.0.0/16", "fd10:96::/112"];
 /// Addresses of the cluster's name server.
 const DNS: [&str; 2] = ["10.96.0.10", "fd10:96::a"];

@@ -84,46 +84,73 @@ async fn a_ready_agent_takes_its_taint_away_and_no_other() {
     .unwrap();
 }
 
-/// Status of `/healthz`.
-async fn health(lab: &Lab) -> u16 {
+/// Status and body of `/healthz`.
+async fn health(lab: &Lab) -> (u16, String) {
     let ask = || {
         let stream = std::net::TcpStream::connect(("127.0.0.1", 9470))?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         http::get(stream, "/healthz")
     };
-    lab.node.run(ask).await.unwrap().map_or(0, |(status, _)| status)
+    lab.node.run(ask).await.unwrap().unwrap_or_default()
+}
+
+/// A thread that does not run until this is dropped; all others of its process go on.
+struct Held {
+    let_go: Option<std::sync::mpsc::Sender<()>>,
+    tracer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Held {
+    /// Holds the thread of a process that has this name.
+    async fn new(process: u32, name: &str) -> Self {
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let named = tasks
+            .flatten()
+            .find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|c| c.trim() == name))
+            .unwrap();
+        let thread = Pid::from_raw(named.file_name().to_str().unwrap().parse().unwrap());
+        // Whoever traces a thread is a thread itself: it holds the other one until it is told to let go.
+        let (held, is_held) = tokio::sync::oneshot::channel();
+        let (let_go, told) = std::sync::mpsc::channel::<()>();
+        let tracer = std::thread::spawn(move || {
+            ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(thread).unwrap();
+            waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+            held.send(()).unwrap();
+            // Also when the test has failed.
+            let _ = told.recv();
+            ptrace::detach(thread, None).unwrap();
+        });
+        is_held.await.unwrap();
+        Self { let_go: Some(let_go), tracer: Some(tracer) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.let_go.take());
+        let joined = self.tracer.take().map(std::thread::JoinHandle::join);
+        assert!(std::thread::panicking() || joined.is_none_or(|j| j.is_ok()));
+    }
 }
 
 #[tokio::test]
-async fn a_stuck_engine_is_found_by_the_liveness_probe() {
+async fn loops_that_are_stuck_are_found_by_the_liveness_probe() {
     if !fairlead_tests::privileged() {
         return;
     }
     let lab = Lab::with_agent().await;
-    assert_eq!(health(&lab).await, 200);
-    // Only the engine's thread is stopped; all others go on, as they would beside a loop that hangs.
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", lab.agent_id())).unwrap();
-    let engine = tasks
-        .flatten()
-        .find(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|c| c.trim() == "engine"))
-        .unwrap();
-    let thread = Pid::from_raw(engine.file_name().to_str().unwrap().parse().unwrap());
-    // Whoever traces a thread is a thread itself: it holds the engine until it is told to let go.
-    let (held, is_held) = tokio::sync::oneshot::channel();
-    let (let_go, told) = std::sync::mpsc::channel::<()>();
-    let tracer = std::thread::spawn(move || {
-        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
-        ptrace::interrupt(thread).unwrap();
-        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-        held.send(()).unwrap();
-        // Also when the test has failed.
-        let _ = told.recv();
-        ptrace::detach(thread, None).unwrap();
-    });
-    is_held.await.unwrap();
-    let stuck = health(&lab).await;
-    drop(let_go);
-    tracer.join().unwrap();
-    assert_eq!(stuck, 500);
-    await_until("healthy again", TOLD, async || Ok(health(&lab).await == 200)).await.unwrap();
+    assert_eq!(health(&lab).await.0, 200);
+    let engine = Held::new(lab.agent_id(), "engine").await;
+    let says = async |stuck: &str| Ok(health(&lab).await.1.contains(&format!("stuck: {stuck}\"")));
+    await_until("the engine", TOLD, async || says("the engine").await).await.unwrap();
+    assert_eq!(health(&lab).await.0, 500);
+    // The probe is answered whatever else is stuck.
+    let main = Held::new(lab.agent_id(), "fairlead-agent").await;
+    await_until("both", TOLD, async || says("the engine and the main loop").await).await.unwrap();
+    drop(engine);
+    await_until("the other", TOLD, async || says("the main loop").await).await.unwrap();
+    assert_eq!(health(&lab).await.0, 500);
+    drop(main);
+    await_until("healthy again", TOLD, async || Ok(health(&lab).await.0 == 200)).await.unwrap();
 }

@@ -82,6 +82,19 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     if wanted("away") {
         away::no_server(&mut cluster).await?;
     }
+    unanswered(&cluster).await
+}
+
+/// Says how often a kubelet has restarted an agent because it did not answer a probe in time.
+async fn unanswered(cluster: &Kubernetes) -> Result<()> {
+    let events = cluster.get(&["events", "-n", "fairlead"]).await?;
+    let probes = ["failed liveness probe", "failed startup probe"];
+    let of_probes = events["items"].as_array().into_iter().flatten().filter(|event| {
+        let message = event["message"].as_str().unwrap_or_default();
+        event["reason"] == "Killing" && probes.iter().any(|probe| message.contains(probe))
+    });
+    let count: u64 = of_probes.map(|event| event["count"].as_u64().unwrap_or(1)).sum();
+    println!("agents restarted because a probe was not answered: {count}");
     Ok(())
 }
 
