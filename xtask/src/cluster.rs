@@ -27,7 +27,7 @@ enum Action {
     Down,
     /// Measure Fairlead on a cluster that is made for this and taken down again.
     Measure {
-        /// What to measure: start, deny, birth, idle, restart, kill, away; all of it where nothing is named.
+        /// What to measure: start, deny, birth, reach, idle, restart, kill, away; all of it where nothing is named.
         sections: Vec<String>,
     },
     /// Run kubectl.

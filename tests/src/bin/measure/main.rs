@@ -22,7 +22,7 @@ struct Arguments {
     /// Image of Fairlead.
     #[arg(long)]
     image: PathBuf,
-    /// What to measure: start, deny, birth, idle, restart, kill, away; all of it where nothing is named.
+    /// What to measure: start, deny, birth, reach, idle, restart, kill, away; all of it where nothing is named.
     sections: Vec<String>,
 }
 
@@ -71,6 +71,8 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     }
     if wanted("birth") {
         birth::denied(&cluster).await?;
+    }
+    if wanted("reach") {
         birth::allowed(&cluster).await?;
     }
     if wanted("restart") {
