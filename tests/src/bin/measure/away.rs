@@ -147,23 +147,25 @@ pub(crate) async fn no_server(cluster: &mut Kubernetes) -> Result<()> {
     control.start_server(PORT).await?;
     let back = Instant::now();
     let run = fairlead_api::RunDir(cluster.machine(NAMES[1])?.path("/run/fairlead"));
-    await_until("the new policy", SOON, async || {
+    let isolated = async |name: &str| {
         let endpoints: Vec<fairlead_api::EndpointStatus> =
             fairlead_tests::agent::get(&run, "/v1/endpoints").await?;
-        let isolated = |name: &str| {
-            endpoints.iter().any(|e| {
-                e.attachment.pod.as_ref().is_some_and(|p| p.name == name) && e.ingress_isolated && e.unlocked
-            })
-        };
-        Ok(isolated(&relabelled) && isolated("created"))
-    })
-    .await?;
+        anyhow::Ok(endpoints.iter().any(|e| {
+            e.attachment.pod.as_ref().is_some_and(|p| p.name == name) && e.ingress_isolated && e.unlocked
+        }))
+    };
+    await_until("the new policy", SOON, async || isolated(&relabelled).await).await?;
     let caught_up = back.elapsed();
+    // That one waits for its kubelet, which asks the API server again at growing intervals, too.
+    await_until("the new pod", SOON, async || isolated("created").await).await?;
+    let started = back.elapsed();
     println!(
-        "API server away for {:.0} s: {}; what had changed meanwhile held {:.1} s after it was back",
+        "API server away for {:.0} s: {}; a policy and a label that had changed meanwhile held {:.1} s after it was back, and \
+         the pod that its kubelet then started was wired after {:.1} s",
         away.as_secs_f64(),
         told(open, closed).await,
-        caught_up.as_secs_f64()
+        caught_up.as_secs_f64(),
+        started.as_secs_f64()
     );
     Ok(())
 }
