@@ -7,9 +7,10 @@ use aya_ebpf::helpers::bpf_xdp_load_bytes;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use fairlead_common::maps::{SLOT_NONE, State};
-use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet};
 use fairlead_common::verdict::{self, Hook, Tables};
 
+use crate::packet::blank;
 use crate::steps::Steps;
 use crate::tables::{Maps, state};
 use crate::verdict::report;
@@ -100,11 +101,12 @@ where
     Maps: Tables<A>,
 {
     let hook = Hook { ifindex: frame.field().ingress_ifindex, mark: SLOT_NONE, made_here: false };
-    let mut p = Parsed::empty();
-    let parsed = A::parse_into(frame, &mut p);
-    match verdict::early(&Maps, state, &hook, parsed, &p) {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let parsed = A::parse_into(frame, p);
+    match verdict::early(&Maps, state, &hook, parsed, p) {
         Some(dropped) => {
-            report(frame.ether_type(), state, &dropped, Some(&p));
+            report(frame.ether_type(), state, &dropped, Some(p));
             xdp_action::XDP_DROP
         }
         None => xdp_action::XDP_PASS,

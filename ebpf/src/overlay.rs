@@ -1,15 +1,17 @@
 //! The hook of the overlay device that is not the uplink's too.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{BPF_F_TUNINFO_IPV6, TC_ACT_SHOT, bpf_tunnel_key};
 use aya_ebpf::helpers::{bpf_skb_change_type, bpf_skb_get_tunnel_key};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, NODE_NONE, State};
-use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet, Parsed};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 
-use crate::packet::{PACKET_HOST, Skb};
+use crate::packet::{PACKET_HOST, Skb, blank};
 use crate::steps::Steps;
 use crate::tables::{Maps, state, tunnel4, tunnel6};
 use crate::trampoline::raw;
@@ -51,11 +53,13 @@ fn arriving6(skb: &Skb, state: &State, node: u32) -> i32 {
 /// Number of the node that sent the packet, by the outer source address.
 #[inline(never)]
 fn sender(skb: &Skb, state: &State) -> u32 {
-    // SAFETY: all zeroes is a value of this plain structure.
-    let mut key: bpf_tunnel_key = unsafe { core::mem::zeroed() };
+    // The helper fills it; zeroed, it would cost a call of `memset`.
+    let mut place = MaybeUninit::<bpf_tunnel_key>::uninit();
     let size = size_of::<bpf_tunnel_key>() as u32;
-    // SAFETY: the helper writes `size` bytes at most, which is how long the key is.
-    if unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size, 0) } == 0 {
+    // SAFETY: the helper writes `size` bytes, which is how long the key is, or fails.
+    if unsafe { bpf_skb_get_tunnel_key(skb.0, place.as_mut_ptr(), size, 0) } == 0 {
+        // SAFETY: as just said.
+        let key = unsafe { place.assume_init_ref() };
         if key.tunnel_id != state.overlay_id {
             return NODE_NONE;
         }
@@ -63,11 +67,14 @@ fn sender(skb: &Skb, state: &State) -> u32 {
         return tunnel4(unsafe { key.__bindgen_anon_1.remote_ipv4 }.to_be());
     }
     // SAFETY: as above.
-    if unsafe { bpf_skb_get_tunnel_key(skb.0, &raw mut key, size, u64::from(BPF_F_TUNINFO_IPV6)) } == 0
-        && key.tunnel_id == state.overlay_id
+    if unsafe { bpf_skb_get_tunnel_key(skb.0, place.as_mut_ptr(), size, u64::from(BPF_F_TUNINFO_IPV6)) } == 0
     {
-        // SAFETY: as above, in network byte order.
-        return tunnel6(unsafe { key.__bindgen_anon_1.remote_ipv6 });
+        // SAFETY: as above.
+        let key = unsafe { place.assume_init_ref() };
+        if key.tunnel_id == state.overlay_id {
+            // SAFETY: as above, in network byte order.
+            return tunnel6(unsafe { key.__bindgen_anon_1.remote_ipv6 });
+        }
     }
     NODE_NONE
 }
@@ -88,6 +95,8 @@ where
         return HONEST;
     }
     // For the event: all that was looked at.
-    let p = Parsed { source, ..Parsed::empty() };
-    act(skb, state, verdict, &p, Counted::No)
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    p.source = source;
+    act(skb, state, verdict, p, Counted::No)
 }

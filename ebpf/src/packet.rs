@@ -4,8 +4,9 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
+use fairlead_common::address::Address;
 use fairlead_common::maps::State;
-use fairlead_common::packet::Packet;
+use fairlead_common::packet::{Packet, Parsed, TRANSPORT_LENGTH};
 use fairlead_common::verdict::Hook;
 
 /// Ethernet, IPv6 and TCP without options.
@@ -13,6 +14,21 @@ const HEADERS: u32 = 14 + 40 + 20;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 pub(crate) const PACKET_HOST: u32 = 0;
+
+/// [`Parsed::empty`] in place. Written out word by word, volatile, or it becomes a call of `memset`, which goes byte by
+/// byte and took longer than looking the flow up.
+#[inline(always)]
+pub(crate) fn blank<A: Address>(place: &mut MaybeUninit<Parsed<A>>) -> &mut Parsed<A> {
+    const { assert!(size_of::<Parsed<A>>().is_multiple_of(8) && align_of::<Parsed<A>>() == 8) }
+    for i in 0..size_of::<Parsed<A>>() / 8 {
+        // SAFETY: within the place, and aligned, as asserted.
+        unsafe { place.as_mut_ptr().cast::<u64>().add(i).write_volatile(0) };
+    }
+    // SAFETY: zeroes are a value of it: no address, the first kind, `false`.
+    let parsed = unsafe { place.assume_init_mut() };
+    parsed.transport_length = TRANSPORT_LENGTH;
+    parsed
+}
 
 /// The packet that a tc program runs on.
 #[derive(Clone, Copy)]
@@ -89,8 +105,11 @@ impl Skb {
     pub(crate) fn put<const OFFSET: usize, const N: usize>(&self, words: [u32; N]) -> bool {
         let start = self.field().data as usize + OFFSET;
         if start + N * 4 <= self.field().data_end as usize {
-            // SAFETY: as in `at`; the kernel has made the headers this packet's own before the program runs.
-            unsafe { *(start as *mut [u32; N]) = words };
+            for (i, word) in words.into_iter().enumerate() {
+                // SAFETY: as in `at`; the kernel has made the headers this packet's own before the program runs. Volatile,
+                // or several become a call of `memmove`, which goes byte by byte.
+                unsafe { (start as *mut u32).add(i).write_volatile(word) };
+            }
             return true;
         }
         false

@@ -1,14 +1,16 @@
 //! The hooks of a pod's host interface.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_EGRESS, DIRECTION_INGRESS, Endpoint, SLOT_NONE, SLOT_SETTLED, State};
-use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
+use fairlead_common::packet::{self, ETHER_ARP, ETHER_IPV4, ETHER_IPV6, Kind, Packet};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family as _, Tables, unlocked};
 
-use crate::packet::Skb;
+use crate::packet::{Skb, blank};
 use crate::steps::Steps;
 use crate::tables::{Maps, state};
 use crate::trampoline::raw;
@@ -83,15 +85,16 @@ where
     if !from_own_mac(skb, endpoint) {
         return drop_here(skb, state, DropReason::SpoofedMac, DIRECTION_EGRESS);
     }
-    let mut p = Parsed::empty();
-    if let Err(reason) = A::parse(skb, &mut p) {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    if let Err(reason) = A::parse(skb, p) {
         return drop_here(skb, state, reason, DIRECTION_EGRESS);
     }
     if p.kind == Kind::IcmpError {
         return ICMP_ERROR;
     }
-    let verdict = verdict::from_pod(&Maps, state, skb, &hook, endpoint, &mut p);
-    act(skb, state, verdict, &p, Counted::Here(DIRECTION_EGRESS))
+    let verdict = verdict::from_pod(&Maps, state, skb, &hook, endpoint, p);
+    act(skb, state, verdict, p, Counted::Here(DIRECTION_EGRESS))
 }
 
 #[inline(always)]
@@ -99,12 +102,13 @@ fn error_leaving<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
-    let mut p = Parsed::empty();
-    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, skb.ifindex()), A::parse(skb, &mut p)) else {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, skb.ifindex()), A::parse(skb, p)) else {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     };
-    let verdict = verdict::error_from_pod(&Maps, state, skb, endpoint, &p);
-    act(skb, state, verdict, &p, Counted::Here(DIRECTION_EGRESS))
+    let verdict = verdict::error_from_pod(&Maps, state, skb, endpoint, p);
+    act(skb, state, verdict, p, Counted::Here(DIRECTION_EGRESS))
 }
 
 #[inline(always)]
@@ -113,12 +117,13 @@ where
     Maps: Tables<A>,
 {
     let hook = skb.hook(state);
-    let mut p = Parsed::empty();
-    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, hook.ifindex), A::parse(skb, &mut p)) else {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let (Ok(endpoint), Ok(())) = (unlocked::<A, _>(&Maps, hook.ifindex), A::parse(skb, p)) else {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_INGRESS);
     };
-    let verdict = verdict::error_to_pod(&Maps, state, skb, &hook, endpoint, &p);
-    act(skb, state, verdict, &p, Counted::Here(DIRECTION_INGRESS))
+    let verdict = verdict::error_to_pod(&Maps, state, skb, &hook, endpoint, p);
+    act(skb, state, verdict, p, Counted::Here(DIRECTION_INGRESS))
 }
 
 /// tc egress of a pod's host interface: what the host's stack delivers to the pod.
@@ -180,27 +185,25 @@ where
         Ok(endpoint) => endpoint,
         Err(reason) => return drop_here(skb, state, reason, DIRECTION_INGRESS),
     };
-    let mut p = Parsed::empty();
-    if let Err(reason) = A::parse(skb, &mut p) {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    if let Err(reason) = A::parse(skb, p) {
         return drop_here(skb, state, reason, DIRECTION_INGRESS);
     }
     if p.kind == Kind::IcmpError {
         return ICMP_ERROR;
     }
-    let verdict = verdict::to_pod(&Maps, state, &hook, endpoint, &mut p);
-    act(skb, state, verdict, &p, Counted::Here(DIRECTION_INGRESS))
+    let verdict = verdict::to_pod(&Maps, state, &hook, endpoint, p);
+    act(skb, state, verdict, p, Counted::Here(DIRECTION_INGRESS))
 }
 
 /// Whether the frame's source is the pod's MAC address.
 #[inline(always)]
 fn from_own_mac(skb: &Skb, endpoint: &Endpoint) -> bool {
-    let Some([_, middle, last]) = skb.at::<0, 3>() else {
-        return false;
-    };
-    let [_, _, s0, s1] = middle.to_ne_bytes();
-    let [s2, s3, s4, s5] = last.to_ne_bytes();
-    let [m0, m1, m2, m3, m4, m5] = endpoint.pod_mac;
-    (s0 ^ m0) | (s1 ^ m1) | (s2 ^ m2) | (s3 ^ m3) | (s4 ^ m4) | (s5 ^ m5) == 0
+    match skb.at::<6, 2>() {
+        Some([first, rest]) => endpoint.is_pod_mac(first, rest),
+        None => false,
+    }
 }
 
 /// ARP (RFC 826) for IPv4 over Ethernet, from the pod's own addresses.
@@ -217,11 +220,9 @@ fn check_arp(skb: &Skb) -> Result<(), DropReason> {
     if u32::from_be(kinds) != 0x0001_0800 || u32::from_be(sizes) >> 16 != 0x0604 {
         return Err(DropReason::Malformed);
     }
-    let [h0, h1, h2, h3] = mac.to_ne_bytes();
-    let [h4, h5, i0, i1] = rest.to_ne_bytes();
+    let [_, _, i0, i1] = rest.to_ne_bytes();
     let [i2, i3, _, _] = target.to_ne_bytes();
-    let [m0, m1, m2, m3, m4, m5] = endpoint.pod_mac;
-    if (h0 ^ m0) | (h1 ^ m1) | (h2 ^ m2) | (h3 ^ m3) | (h4 ^ m4) | (h5 ^ m5) != 0 {
+    if !endpoint.is_pod_mac(mac, rest) {
         return Err(DropReason::SpoofedMac);
     }
     if !u32::from_ne_bytes([i0, i1, i2, i3]).owned_by(endpoint) {

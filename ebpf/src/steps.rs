@@ -6,8 +6,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
-use fairlead_common::judge::allows;
-use fairlead_common::maps::{Exit, FlowKey, PendingKey, Side};
+use fairlead_common::judge::{allows, allows_both};
+use fairlead_common::maps::{EndpointPolicy, Exit, FlowKey, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables};
@@ -23,6 +23,14 @@ pub(crate) trait Steps: Family {
     fn resolve_fragment(ifindex: u32, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
     /// [`allows`].
     fn judge(generation: u32, side: Side, peer: &Self, protocol: u8, port: u16) -> bool;
+    /// [`allows_both`].
+    fn judge_both(
+        generation: u32,
+        sides: &EndpointPolicy,
+        peer: &Self,
+        protocol: u8,
+        ports: [u16; 2],
+    ) -> (bool, bool);
     /// [`flow::locate`].
     fn locate(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> Option<PendingKey>;
     /// [`flow::take_over`].
@@ -34,7 +42,7 @@ pub(crate) trait Steps: Family {
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $locate:ident, $take_over:ident, $exit_to:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $exit_to:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -67,6 +75,31 @@ macro_rules! steps {
                 Some(peer) => {
                     let (generation, protocol, port) = ((what >> 32) as u32, (what >> 16) as u8, what as u16);
                     u32::from(allows(&Maps, generation, side, peer, protocol, port))
+                }
+                None => 0,
+            }
+        }
+
+        /// Ingress in bit 0, egress in bit 1. The sides as above; `what` holds generation and both ports.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $judge_both(
+            ingress: u64,
+            egress: u64,
+            peer: *const $address,
+            what: u64,
+            protocol: u32,
+        ) -> u32 {
+            let side = |side: u64| Side { signature: (side >> 32) as u32, default_set: side as u32 };
+            let sides = EndpointPolicy { ingress: side(ingress), egress: side(egress) };
+            // SAFETY: as above.
+            match unsafe { peer.as_ref() } {
+                Some(peer) => {
+                    let ports = [(what >> 16) as u16, what as u16];
+                    let generation = (what >> 32) as u32;
+                    let (enters, leaves) =
+                        allows_both(&Maps, generation, &sides, peer, protocol as u8, ports);
+                    u32::from(enters) | u32::from(leaves) << 1
                 }
                 None => 0,
             }
@@ -137,6 +170,21 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn judge_both(
+                generation: u32,
+                sides: &EndpointPolicy,
+                peer: &Self,
+                protocol: u8,
+                [there, here]: [u16; 2],
+            ) -> (bool, bool) {
+                let side = |side: Side| u64::from(side.signature) << 32 | u64::from(side.default_set);
+                let what = u64::from(generation) << 32 | u64::from(there) << 16 | u64::from(here);
+                let EndpointPolicy { ingress, egress } = *sides;
+                let both = $judge_both(side(ingress), side(egress), peer, what, u32::from(protocol));
+                (both & 1 != 0, both & 2 != 0)
+            }
+
+            #[inline(always)]
             fn locate(key: &FlowKey<Self>, [first, second]: [u32; 2], now: u32) -> Option<PendingKey> {
                 place($locate(key, first, second, now))
             }
@@ -160,8 +208,28 @@ macro_rules! steps {
     };
 }
 
-steps!(u32, parse_ipv4, fragment_ipv4, judge_ipv4, locate_ipv4, take_over_ipv4, exit_ipv4, record_ipv4);
-steps!([u32; 4], parse_ipv6, fragment_ipv6, judge_ipv6, locate_ipv6, take_over_ipv6, exit_ipv6, record_ipv6);
+steps!(
+    u32,
+    parse_ipv4,
+    fragment_ipv4,
+    judge_ipv4,
+    judge_both_ipv4,
+    locate_ipv4,
+    take_over_ipv4,
+    exit_ipv4,
+    record_ipv4
+);
+steps!(
+    [u32; 4],
+    parse_ipv6,
+    fragment_ipv6,
+    judge_ipv6,
+    judge_both_ipv6,
+    locate_ipv6,
+    take_over_ipv6,
+    exit_ipv6,
+    record_ipv6
+);
 
 /// In place of a slot and a place: the flow is nowhere.
 const NOWHERE: u64 = u64::MAX;

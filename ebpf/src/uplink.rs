@@ -1,14 +1,16 @@
 //! The hooks of the uplink.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
-use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Kind, Packet, Parsed};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Kind, Packet};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 
-use crate::packet::Skb;
+use crate::packet::{Skb, blank};
 use crate::pod::ICMP_ERROR;
 use crate::steps::Steps;
 use crate::tables::{Maps, state};
@@ -63,8 +65,10 @@ where
         return HONEST;
     }
     // For the event: all that was looked at.
-    let p = Parsed { source, ..Parsed::empty() };
-    act(skb, state, verdict, &p, Counted::No)
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    p.source = source;
+    act(skb, state, verdict, p, Counted::No)
 }
 
 /// What reaches the node from a source that may say so.
@@ -108,14 +112,15 @@ fn from_fabric<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
-    let mut p = Parsed::empty();
-    let verdict = match A::parse(skb, &mut p) {
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let verdict = match A::parse(skb, p) {
         Ok(()) if p.kind == Kind::IcmpError => return ICMP_ERROR,
-        Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), &p),
+        Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), p),
         // Whoever it is for looks at it again.
         Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
     };
-    act(skb, state, verdict, &p, Counted::No)
+    act(skb, state, verdict, p, Counted::No)
 }
 
 #[inline(always)]
@@ -123,12 +128,13 @@ fn error_from_fabric<A: Steps>(skb: &Skb, state: &State) -> i32
 where
     Maps: Tables<A>,
 {
-    let mut p = Parsed::empty();
-    let verdict = match A::parse(skb, &mut p) {
-        Ok(()) => verdict::error_from_fabric(&Maps, state, skb, skb.for_this_host(), &p),
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let verdict = match A::parse(skb, p) {
+        Ok(()) => verdict::error_from_fabric(&Maps, state, skb, skb.for_this_host(), p),
         Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
     };
-    act(skb, state, verdict, &p, Counted::No)
+    act(skb, state, verdict, p, Counted::No)
 }
 
 /// tc egress of the uplink and of the overlay device: what leaves the node.
@@ -165,8 +171,9 @@ where
     Maps: Tables<A>,
 {
     let hook = skb.hook(state);
-    let mut p = Parsed::empty();
-    let parsed = A::parse(skb, &mut p);
-    let verdict = verdict::to_uplink(&Maps, state, &hook, parsed, &mut p);
-    act(skb, state, verdict, &p, Counted::No)
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    let parsed = A::parse(skb, p);
+    let verdict = verdict::to_uplink(&Maps, state, &hook, parsed, p);
+    act(skb, state, verdict, p, Counted::No)
 }

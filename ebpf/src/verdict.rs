@@ -12,7 +12,7 @@ use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{Dropped, Tables, Verdict};
 
 use crate::packet::Skb;
-use crate::tables::{EVENTS, Maps, count_drop, count_lost, count_passed, event_limit, now};
+use crate::tables::{EVENTS, Maps, coarse, count_drop, count_lost, count_passed, event_limit};
 
 /// Which pod's counter a passing packet belongs to.
 #[derive(Clone, Copy)]
@@ -79,10 +79,7 @@ where
         return TC_ACT_UNSPEC;
     };
     let ifindex = target.ifindex;
-    // Destination, then source.
-    let ([p0, p1, p2, p3, p4, p5], [h0, h1, h2, h3, h4, h5]) = (target.pod_mac, target.host_mac);
-    let macs = [[p0, p1, p2, p3], [p4, p5, h0, h1], [h2, h3, h4, h5]].map(u32::from_ne_bytes);
-    if !skb.put::<0, 3>(macs) || !decrement_hop_limit(skb, p.hop_limit) {
+    if !skb.put::<0, 3>(target.macs) || !decrement_hop_limit(skb, p.hop_limit) {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     }
     skb.clear_mark();
@@ -143,7 +140,7 @@ pub(crate) fn report<A: Address>(ether_type: u16, state: &State, dropped: &Dropp
         return;
     };
     let EventLimit { tick, mut written, lost, .. } = limit.get();
-    let tick_now = now();
+    let tick_now = coarse();
     if tick != tick_now {
         written = 0;
     }

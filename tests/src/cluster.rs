@@ -148,7 +148,7 @@ pub struct Cluster {
     pods: BTreeMap<String, Pod>,
     nodes: BTreeMap<String, Node>,
     outside: Namespace,
-    _fabric: Namespace,
+    fabric: Namespace,
     objects: BTreeMap<String, Object>,
     world: World,
     agent_flags: Vec<String>,
@@ -171,7 +171,7 @@ impl Cluster {
             pods: BTreeMap::new(),
             nodes: BTreeMap::new(),
             outside,
-            _fabric: fabric,
+            fabric,
             objects: BTreeMap::new(),
             world,
             agent_flags: agent_flags.iter().map(|&f| f.to_owned()).collect(),
@@ -208,7 +208,7 @@ impl Cluster {
     async fn node_of(&self, spec: NodeSpec) -> Result<Node> {
         let namespace = Namespace::new_node(&spec.name).await?;
         let addresses: Vec<IpNetwork> = spec.addresses.iter().map(|&a| on_l2(a)).collect::<Result<_>>()?;
-        fabric::connect(&self._fabric, &namespace, &addresses).await?;
+        fabric::connect(&self.fabric, &namespace, &addresses).await?;
         for gateway in GATEWAYS.iter().chain(&SECOND_GATEWAYS) {
             let gateway: IpAddr = gateway.parse()?;
             if !addresses.iter().any(|a| a.contains(gateway)) {
@@ -405,6 +405,11 @@ impl Cluster {
     /// The host outside.
     pub fn outside(&self) -> &Namespace {
         &self.outside
+    }
+
+    /// The L2 between nodes: a bridge, with a port `p-NAME` for each.
+    pub fn fabric(&self) -> &Namespace {
+        &self.fabric
     }
 
     /// Folder of everything that belongs to the cluster.

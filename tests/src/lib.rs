@@ -27,6 +27,7 @@ pub mod http;
 pub mod interrupt;
 pub mod kubernetes;
 pub mod namespace;
+pub mod offloads;
 pub mod probe;
 pub mod proxy;
 pub mod runtime;

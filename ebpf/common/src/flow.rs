@@ -28,6 +28,15 @@ pub mod lifetime {
     pub const UNANSWERED: u32 = 56;
 }
 
+/// The clock of flows: ticks of 2^30 ns since the machine started, of the kernel's count of jiffies of this length in ns.
+///
+/// That count begins five minutes before 32 bits of it are full (`INITIAL_JIFFIES`, include/linux/jiffies.h).
+#[inline(always)]
+pub const fn clock(jiffies: u64, jiffy: u32) -> u32 {
+    const BEFORE: u64 = 300 * 1_000_000_000;
+    (jiffies.wrapping_sub(1 << 32).wrapping_mul(jiffy as u64).wrapping_add(BEFORE) >> 30) as u32
+}
+
 /// The tables of flows of one family.
 pub trait FlowTables<A: Address>: Sized {
     /// Time in ticks of 2^30 ns.

@@ -1,8 +1,8 @@
 //! The policy tables' verdict about a new flow, one direction of one endpoint at a time.
 
 use crate::maps::{
-    ABSENT, ATOM_WORLD, BANKS, Banked, CLASS_ICMP, CLASS_OTHER, PortClasses, PortSet, RowKey, SIGNATURE_OPEN,
-    Side,
+    ABSENT, ATOM_WORLD, BANKS, Banked, CLASS_ICMP, CLASS_OTHER, EndpointPolicy, PortClasses, PortSet, RowKey,
+    SIGNATURE_OPEN, Side,
 };
 
 /// IP protocol numbers (IANA).
@@ -51,6 +51,19 @@ pub trait PeerTables<A>: PolicyTables + Sized {
     fn judge(&self, generation: u32, side: Side, address: &A, protocol: u8, port: u16) -> bool {
         allows(self, generation, side, address, protocol, port)
     }
+
+    /// [`allows_both`]; as [`Self::judge`].
+    #[inline(always)]
+    fn judge_both(
+        &self,
+        generation: u32,
+        sides: &EndpointPolicy,
+        address: &A,
+        protocol: u8,
+        ports: [u16; 2],
+    ) -> (bool, bool) {
+        allows_both(self, generation, sides, address, protocol, ports)
+    }
 }
 
 /// Element of map `port_classes` that holds `port` (host byte order) of `protocol`, for the protocols
@@ -87,10 +100,41 @@ pub fn allows<A, T: PeerTables<A>>(
     protocol: u8,
     port: u16,
 ) -> bool {
+    side.signature == SIGNATURE_OPEN
+        || allows_atom(tables, generation, side, atom_of(tables, generation, address), protocol, port)
+}
+
+/// [`allows`] of both directions: ingress at the first port, egress to the second.
+#[inline(always)]
+pub fn allows_both<A, T: PeerTables<A>>(
+    tables: &T,
+    generation: u32,
+    sides: &EndpointPolicy,
+    address: &A,
+    protocol: u8,
+    ports: [u16; 2],
+) -> (bool, bool) {
+    let EndpointPolicy { ingress, egress } = *sides;
+    let atom = atom_of(tables, generation, address);
+    (
+        allows_atom(tables, generation, ingress, atom, protocol, ports[0]),
+        allows_atom(tables, generation, egress, atom, protocol, ports[1]),
+    )
+}
+
+/// Whether the rules of a side allow a peer of this atom.
+#[inline(always)]
+fn allows_atom<T: PolicyTables>(
+    tables: &T,
+    generation: u32,
+    side: Side,
+    atom: u32,
+    protocol: u8,
+    port: u16,
+) -> bool {
     if side.signature == SIGNATURE_OPEN {
         return true;
     }
-    let atom = atom_of(tables, generation, address);
     let set = if atom == ATOM_WORLD {
         side.default_set
     } else {

@@ -141,12 +141,12 @@ pub struct State {
     pub flags: u32,
     /// Bits of `skb->mark` that hold a slot.
     pub mark_mask: u32,
-    /// Position of the lowest bit of `mark_mask`.
-    pub mark_shift: u32,
+    /// Length of the kernel's tick (jiffy) in ns, for [`clock`](crate::flow::clock).
+    pub jiffy: u32,
     /// UDP port of the overlay in network byte order, 0 for none.
     pub overlay_port: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Position of the lowest bit of `mark_mask`.
+    pub mark_shift: u16,
     /// Network identifier (VNI) of the overlay.
     pub overlay_id: u32,
 }
@@ -287,16 +287,34 @@ pub struct Endpoint {
     pub mtu: u32,
     /// Rules, by bank.
     pub policy: [EndpointPolicy; BANKS],
-    /// MAC address of the pod's interface.
-    pub pod_mac: [u8; 6],
-    /// MAC address of the host's interface, which is the pod's gateway.
-    pub host_mac: [u8; 6],
+    /// MAC addresses of the pod's interface, then of the host's, which is the pod's gateway: the first words of a
+    /// frame to the pod. See [`mac_words`].
+    pub macs: [u32; 3],
     /// IPv4 addresses, 0 where unused.
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
     /// IPv6 addresses, 0 where unused.
     pub ipv6: [[u32; 4]; ENDPOINT_ADDRESSES],
     /// Zero.
     pub reserved: u32,
+}
+
+/// Two MAC addresses as they lie at the start of a frame.
+pub const fn mac_words(destination: [u8; 6], source: [u8; 6]) -> [u32; 3] {
+    let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (destination, source);
+    [
+        u32::from_ne_bytes([d0, d1, d2, d3]),
+        u32::from_ne_bytes([d4, d5, s0, s1]),
+        u32::from_ne_bytes([s2, s3, s4, s5]),
+    ]
+}
+
+impl Endpoint {
+    /// Whether six bytes are the MAC address of the pod's interface: its first word, and one that begins with the rest.
+    #[inline(always)]
+    pub const fn is_pod_mac(&self, first: u32, rest: u32) -> bool {
+        let [pod, both, _] = self.macs;
+        first == pod && u32::from_le(rest ^ both) & 0xffff == 0
+    }
 }
 
 /// [`Endpoint::flags`]: policy is in place; without it everything is dropped.

@@ -56,7 +56,7 @@ pub trait Packet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Belongs to a flow named by its ports (0 for protocols without).
-    Flow,
+    Flow = 0,
     /// A fragment other than the first: its ports must be looked up.
     LaterFragment,
     /// An ICMP error about another packet.
@@ -67,8 +67,12 @@ pub enum Kind {
     Router,
 }
 
-/// A parsed packet.
+/// [`Parsed::transport_length`] where no header says another.
+pub const TRANSPORT_LENGTH: u32 = 8;
+
+/// A parsed packet. As plain zeroes, it is [`Parsed::empty`] but for `transport_length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(8))]
 pub struct Parsed<A> {
     /// Source address.
     pub source: A,
@@ -117,7 +121,7 @@ impl<A: Address> Parsed<A> {
             source_port: 0,
             destination_port: 0,
             transport: 0,
-            transport_length: 8,
+            transport_length: TRANSPORT_LENGTH,
             fragment_id: 0,
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use fairlead_common::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, BANKS,
     ENDPOINT_ADDRESSES, ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable,
-    slot_of,
+    mac_words, slot_of,
 };
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::Slot;
@@ -126,8 +126,7 @@ impl Datapath {
             flags: if identity.fast_path { ENDPOINT_FAST_PATH } else { 0 },
             mtu: identity.mtu,
             policy: [EndpointPolicy::CLOSED; BANKS],
-            pod_mac: identity.pod_mac,
-            host_mac: identity.host_mac,
+            macs: mac_words(identity.pod_mac, identity.host_mac),
             ipv4: [0; ENDPOINT_ADDRESSES],
             ipv6: [[0; 4]; ENDPOINT_ADDRESSES],
             reserved: 0,

@@ -5,6 +5,7 @@
 
 mod attach;
 mod banks;
+mod clock;
 mod counters;
 mod early;
 mod endpoints;
@@ -79,6 +80,13 @@ pub enum Error {
     /// Memory shared with the programs.
     #[error("memory shared with the programs: {source}")]
     State {
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The length of the kernel's tick.
+    #[error("clock of flows: {source}")]
+    Clock {
         /// What the kernel said.
         #[source]
         source: io::Error,

@@ -14,6 +14,7 @@ use fairlead_policy::tables::{Delta, PortClass, Slot};
 use ipnetwork::IpNetwork;
 
 use crate::banks::{BankedMap, Change};
+use crate::clock;
 use crate::grace::Grace;
 use crate::map::{Map, MapError};
 use crate::object::Object;
@@ -76,13 +77,14 @@ impl Policy {
             filled: false,
             grace: Grace::start(generation),
         };
+        let jiffy = clock::jiffy().map_err(|source| Error::Clock { source })?;
         let state = State {
             generation,
             flags: this.flags | if object.take_over().is_needed() { STATE_TAKE_OVER } else { 0 },
             mark_mask: options.mark_mask,
-            mark_shift: options.mark_mask.trailing_zeros() % 32,
+            jiffy,
             overlay_port: options.overlay.map_or(0, |overlay| overlay.port.to_be()),
-            reserved: 0,
+            mark_shift: (options.mark_mask.trailing_zeros() % 32) as u16,
             overlay_id: options.overlay.map_or(0, |overlay| overlay.id),
         };
         state_map.set(&0, &state)?;
@@ -315,8 +317,7 @@ pub(crate) const EMPTY: Endpoint = Endpoint {
     flags: 0,
     mtu: 0,
     policy: [EndpointPolicy::CLOSED; BANKS],
-    pod_mac: [0; 6],
-    host_mac: [0; 6],
+    macs: [0; 3],
     ipv4: [0; 4],
     ipv6: [[0; 4]; 4],
     reserved: 0,

@@ -2,12 +2,12 @@
 //! and whole where it arrives.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use fairlead_tests::capture::{Capture, Seen};
 use fairlead_tests::cluster::{Cluster, Node, Pod};
 use fairlead_tests::fabric::UPLINK;
+use fairlead_tests::offloads::Offload;
 use fairlead_tests::world;
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use serde_json::json;
@@ -21,33 +21,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 const SEGMENT: u16 = 1200;
 const SEGMENTS: usize = 40;
 
-/// `ETHTOOL_STXCSUM`, `ETHTOOL_STSO`, `ETHTOOL_SGSO` and `ETHTOOL_SGRO` of `linux/ethtool.h`.
-const OFFLOADS: [u32; 4] = [0x17, 0x1f, 0x24, 0x2c];
-
 /// Sets all offloads of a node's uplink.
 async fn set_offloads(node: &Node, on: bool) {
-    #[repr(C)]
-    struct Value {
-        command: u32,
-        data: u32,
-    }
-    let set = move || {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
-        for command in OFFLOADS {
-            let mut value = Value { command, data: on.into() };
-            // SAFETY: all zeros are a name that is empty and a null pointer.
-            let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            for (to, from) in request.ifr_name.iter_mut().zip(UPLINK.bytes()) {
-                *to = from.cast_signed();
-            }
-            request.ifr_ifru.ifru_data = (&raw mut value).cast();
-            // SAFETY: the kernel reads a request that points to a value; both outlive the call.
-            if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) } != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-        }
-        Ok(())
-    };
+    let set = move || Offload::ALL.iter().try_for_each(|offload| offload.set(UPLINK, on));
     node.namespace.run(set).await.unwrap().unwrap();
 }
 

@@ -1,11 +1,11 @@
 //! What ends before the host's stack hears of it: XDP on the uplink. See docs/decisions/0025.
 
-use crate::flow::find;
+use crate::flow::waiting;
 use crate::maps::{ADDRESS_ENDPOINT, AddressInfo, DIRECTION_INGRESS, FlowKey, SLOT_NONE, State};
 use crate::packet::{Kind, Parsed};
 use crate::reason::DropReason;
 
-use super::rules::{may_enter, may_leave};
+use super::rules::may_enter_or_leave;
 use super::{Dropped, Family, Hook, Tables, Verdict, from_uplink, unlocked_slot};
 
 /// A packet reaches the uplink and has not met the host's stack. `None`: it goes on, to be judged where it always is.
@@ -32,14 +32,21 @@ pub fn early<A: Family, T: Tables<A>>(
     };
     let target = unlocked_slot(tables, slot)?;
     let generation = state.generation;
-    if may_enter(tables, generation, target, &p.source, p.protocol, p.destination_port) {
-        return None;
-    }
-    if !p.is_bare_syn() && may_leave(tables, generation, target, &p.source, p.protocol, p.source_port) {
+    let (enters, leaves) = may_enter_or_leave(
+        tables,
+        generation,
+        target,
+        &p.source,
+        p.protocol,
+        p.destination_port,
+        p.source_port,
+    );
+    if enters || leaves && !p.is_bare_syn() {
         return None;
     }
     let (key, _) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    if find(tables, &key, [slot, SLOT_NONE], tables.now()).is_some() {
+    // Among the answered ones it looks last: one look-up less than `find` where there is none, as in a flood.
+    if waiting(tables, &key, [slot, SLOT_NONE], tables.now()).is_some() {
         return None;
     }
     Some(Dropped { reason: DropReason::IngressDenied, ifindex: target.ifindex, direction: DIRECTION_INGRESS })

@@ -3,14 +3,14 @@
 use crate::flow::{Known, Opening, find, promote};
 use crate::judge::protocol;
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_UNKNOWN, ENDPOINT_FAST_PATH, FLOW_AFTER_NAT, FLOW_DIRECT, FlowKey, SLOT_NONE,
-    SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, ENDPOINT_FAST_PATH, FLOW_AFTER_NAT, FLOW_DIRECT, FlowKey,
+    SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
 use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, revoke, still_may};
-use super::{Family, Tables, Verdict, fits, unlocked_slot, waits_with};
+use super::{Family, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with};
 
 /// A packet reaches the node. Most go on to the host's stack, and are judged where they come out of it, but for two
 /// kinds: answers that the stack is about to translate, and what goes from a pod of another node straight to a pod
@@ -26,6 +26,10 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     let pass = Verdict::Pass { slot: SLOT_SETTLED };
     let to = tables.address(&p.destination);
     let waits = waits_with(to);
+    // A tunnel's packet: what is inside of it comes by again.
+    if to.kind == ADDRESS_OWN && is_for_overlay(state, p) {
+        return pass;
+    }
     if waits == SLOT_NONE || p.kind != Kind::Flow {
         return pass;
     }

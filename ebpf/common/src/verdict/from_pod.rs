@@ -1,7 +1,6 @@
 //! What a pod sends: tc ingress of its host interface.
 
 use crate::flow::{Known, Opening, answered, promote, waiting};
-use crate::judge::protocol;
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, ADDRESS_UNKNOWN,
     AddressInfo, ENDPOINT_FAST_PATH, Endpoint, FLOW_BEFORE_NAT, FLOW_DIRECT, FLOW_EXEMPT, FlowKey, SLOT_NONE,
@@ -11,7 +10,7 @@ use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, fits, unlocked_slot, waits_with};
+use super::{Family, Hook, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with};
 
 /// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -124,14 +123,14 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             if direct { Verdict::Redirect { slot } } else { Verdict::Pass { slot: me } }
         }
         AddressInfo { kind: ADDRESS_OWN | ADDRESS_SERVICE | ADDRESS_NODE_SERVICE, .. } => {
-            if overlay_forbidden(state, p) && address.kind != ADDRESS_SERVICE {
+            if is_for_overlay(state, p) && address.kind != ADDRESS_SERVICE {
                 return Verdict::egress(DropReason::OverlayForbidden, ifindex);
             }
             opening.flags = FLOW_BEFORE_NAT;
             Verdict::Pass { slot: me }
         }
         other => {
-            if overlay_forbidden(state, p) && other.kind == ADDRESS_NODE {
+            if is_for_overlay(state, p) && other.kind == ADDRESS_NODE {
                 return Verdict::egress(DropReason::OverlayForbidden, ifindex);
             }
             let opener =
@@ -257,10 +256,4 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
 #[inline(always)]
 fn leaves_whole<A, P: Packet>(packet: &P, p: &Parsed<A>, endpoint: &Endpoint, mtu: u32) -> bool {
     fits(packet, p, mtu) && (!p.fragment || endpoint.mtu <= mtu)
-}
-
-/// Whether a pod's packet is for the overlay's port.
-#[inline(always)]
-fn overlay_forbidden<A>(state: &State, p: &Parsed<A>) -> bool {
-    state.overlay_port != 0 && p.protocol == protocol::UDP && p.destination_port == state.overlay_port
 }

@@ -24,10 +24,10 @@ pub use uplink::{from_uplink, to_uplink};
 
 use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
-use crate::judge::PeerTables;
+use crate::judge::{PeerTables, protocol};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED,
-    Endpoint, Exit, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, slot_of,
+    Endpoint, Exit, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, State, slot_of,
 };
 use crate::packet::{ETHERNET, FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
@@ -214,6 +214,12 @@ fn fits<A, P: Packet>(packet: &P, p: &Parsed<A>, mtu: u32) -> bool {
         packet.len().wrapping_sub(ETHERNET)
     };
     p.hop_limit > 1 && size <= mtu
+}
+
+/// Whether a packet is for the overlay's port, at whatever address.
+#[inline(always)]
+fn is_for_overlay<A>(state: &State, p: &Parsed<A>) -> bool {
+    state.overlay_port != 0 && p.protocol == protocol::UDP && p.destination_port == state.overlay_port
 }
 
 /// The endpoint of a slot, if packets may pass it.

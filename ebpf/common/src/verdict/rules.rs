@@ -57,6 +57,21 @@ pub(super) fn may_leave<A: Address, T: Tables<A>>(
     ask(tables, generation, side, peer, protocol, port)
 }
 
+/// [`may_enter`] at port `there`, and [`may_leave`] to port `here` of the same peer, which is looked up once.
+#[inline(always)]
+pub(super) fn may_enter_or_leave<A: Address, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    peer: &A,
+    protocol: u8,
+    there: u16,
+    here: u16,
+) -> (bool, bool) {
+    let sides = policy(endpoint, generation);
+    tables.judge_both(generation, sides, peer, protocol, [u16::from_be(there), u16::from_be(here)])
+}
+
 /// Where an endpoint stands to a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {

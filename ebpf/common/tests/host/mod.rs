@@ -10,7 +10,7 @@ use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, Exit, FirstFragment, Flow, FlowKey, FragmentKey,
     LastingFlow, LastingPending, NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED,
-    State, slot_of,
+    State, mac_words, slot_of,
 };
 use fairlead_common::packet::{Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
@@ -229,9 +229,9 @@ pub(crate) const STATE: State = State {
     generation: 1,
     flags: fairlead_common::maps::STATE_FAST_PATH,
     mark_mask: 0x0fff_0000,
+    jiffy: 4_000_000,
     mark_shift: 16,
     overlay_port: 0,
-    reserved: 0,
     overlay_id: 0,
 };
 
@@ -249,8 +249,7 @@ pub(crate) fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
         flags: fairlead_common::maps::ENDPOINT_UNLOCKED | fairlead_common::maps::ENDPOINT_FAST_PATH,
         mtu: 1500,
         policy: [policy; BANKS],
-        pod_mac: [2, 0, 0, 0, 2, n],
-        host_mac: [2, 0, 0, 0, 1, n],
+        macs: mac_words([2, 0, 0, 0, 2, n], [2, 0, 0, 0, 1, n]),
         ipv4: [word([10, 1, 0, n]), 0, 0, 0],
         ipv6: [[word([0xfd, 0, 0, 1]), 0, 0, word([0, 0, 0, n])], [0; 4], [0; 4], [0; 4]],
         reserved: 0,

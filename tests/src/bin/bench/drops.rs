@@ -1,8 +1,10 @@
 //! What a denied packet costs that reaches a node by its uplink: XDP, tc, and nftables' ingress hook.
 
-use std::net::{IpAddr, UdpSocket};
+mod wire;
+
+use std::net::IpAddr;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use fairlead_tests::cluster::Cluster;
@@ -12,10 +14,10 @@ use fairlead_tests::world;
 use serde_json::json;
 
 use crate::Settings;
-use crate::datapath::ground::{feed, script};
-use crate::datapath::load::{BURST, HERE, PAYLOAD, processor, thread};
+use crate::datapath::ground::feed;
 use crate::report::{Figure, Report, table};
 use crate::stats::{Samples, ratio_told, ratios};
+use wire::{PAYLOAD, Wire};
 
 const NODE: &str = "node-a";
 const NAMESPACE: &str = "bench";
@@ -31,29 +33,22 @@ const WAYS: [(&str, &str, &str); 3] = [
     ("off", "Fairlead, tc behind the host's stack", "tc"),
 ];
 
+/// The ground beside which the others are.
+const NFTABLES: &str = "nftables, ingress hook";
+
 /// A node that drops what somebody outside sends.
 enum Ground {
-    Nftables { sender: Namespace, node: Namespace, _l2: Namespace },
-    Fairlead(Box<Cluster>),
-}
-
-/// Rates of packets dropped, and processor time of each, round by round.
-#[derive(Default)]
-struct Rates {
-    rate: Vec<f64>,
-    cpu: Vec<f64>,
+    Nftables { l2: Namespace, node: Namespace, wire: Wire },
+    Fairlead(Box<Cluster>, Wire, &'static str),
 }
 
 impl Ground {
     /// A set of denied addresses at the earliest hook.
     async fn nftables() -> Result<Self> {
         let l2 = fabric::bridge("n-fabric").await?;
-        let (sender, node) = (Namespace::new("n-sender").await?, Namespace::new("n-node").await?);
-        for (namespace, own) in [(&sender, 1), (&node, 2)] {
-            fabric::connect(&l2, namespace, &[format!("172.20.0.{own}/24").parse()?]).await?;
-        }
+        let node = Namespace::new("n-node").await?;
+        fabric::connect(&l2, &node, &["172.20.0.2/24".parse()?]).await?;
         node.run(|| sysctl("ipv4/ip_forward", "1")).await??;
-        script(&sender, "route add 10.9.2.0/24 via 172.20.0.2\n".to_owned()).await?;
         let elements: Vec<String> = (2..=POLICIES + 1).map(|i| format!("10.9.2.{i}")).collect();
         let rules = format!(
             "table netdev drops {{\nset denied {{ type ipv4_addr; elements = {{ {} }}; }}\ncounter dropped {{ }}\n\
@@ -62,11 +57,12 @@ impl Ground {
             elements.join(", ")
         );
         feed(&node, "nft", &["-f", "-"], rules).await?;
-        Ok(Self::Nftables { sender, node, _l2: l2 })
+        let wire = Wire::of(&node).await?;
+        Ok(Self::Nftables { l2, node, wire })
     }
 
     /// A pod that policies close.
-    async fn fairlead(xdp: &str) -> Result<Self> {
+    async fn fairlead(xdp: &str, name: &'static str) -> Result<Self> {
         let objects = [
             world::node(NODE, &["172.20.0.11", "fd20::11"], &["10.244.1.0/24", "fd10:244:0:1::/64"]),
             world::namespace(NAMESPACE, json!({})),
@@ -85,21 +81,30 @@ impl Ground {
         cluster.apply(&world::pod(NAMESPACE, "closed", NODE, &[PORT]))?;
         cluster.wire(NAMESPACE, "closed").await?;
         cluster.await_isolation(|_| (true, true)).await?;
-        Ok(Self::Fairlead(Box::new(cluster)))
+        let wire = Wire::of(&cluster.node(NODE)?.namespace).await?;
+        Ok(Self::Fairlead(Box::new(cluster), wire, name))
     }
 
-    fn sender(&self) -> Result<&Namespace> {
+    /// What it is, for people.
+    fn name(&self) -> &str {
         match self {
-            Self::Nftables { sender, .. } => Ok(sender),
-            // It knows the way, and does nothing but send.
-            Self::Fairlead(cluster) => Ok(cluster.outside()),
+            Self::Nftables { .. } => NFTABLES,
+            Self::Fairlead(_, _, name) => name,
+        }
+    }
+
+    /// Where its frames come from.
+    fn wire(&self) -> (&Namespace, &Wire) {
+        match self {
+            Self::Nftables { l2, wire, .. } => (l2, wire),
+            Self::Fairlead(cluster, wire, _) => (cluster.fabric(), wire),
         }
     }
 
     fn address(&self) -> Result<IpAddr> {
         match self {
             Self::Nftables { .. } => Ok([10, 9, 2, 2].into()),
-            Self::Fairlead(cluster) => cluster.pod("closed")?.address(false),
+            Self::Fairlead(cluster, ..) => cluster.pod("closed")?.address(false),
         }
     }
 
@@ -113,7 +118,7 @@ impl Ground {
                 let packets = objects.iter().find_map(|object| object["counter"]["packets"].as_u64());
                 packets.context("nft lists no counter")
             }
-            Self::Fairlead(cluster) => {
+            Self::Fairlead(cluster, ..) => {
                 let endpoints = cluster.node(NODE)?.endpoints().await?;
                 Ok(endpoints.iter().flat_map(|e| e.counters.ingress.drops.values()).sum())
             }
@@ -121,27 +126,17 @@ impl Ground {
     }
 
     /// Sends for this long, and counts what was dropped.
-    async fn measure(&self, time: Duration, rates: &mut Rates) -> Result<()> {
+    async fn measure(&self, time: Duration, rates: &mut Vec<f64>) -> Result<()> {
         let (before, to) = (self.dropped().await?, self.address()?);
-        let work = move || {
-            let socket = UdpSocket::bind(("0.0.0.0", 0))?;
-            socket.connect((to, PORT))?;
-            let (begin, cpu, mut sent) = (Instant::now(), processor()?, 0);
-            while begin.elapsed() < time {
-                for _ in 0..BURST {
-                    socket.send(&[0; PAYLOAD])?;
-                }
-                sent += BURST as u64;
-            }
-            Ok((sent, begin.elapsed(), processor()? - cpu))
-        };
-        let join = move || thread(Some(HERE), work).join();
-        let (sent, took, cpu) =
-            self.sender()?.run(join).await?.map_err(|_| anyhow::anyhow!("the sender died"))??;
+        let (l2, wire) = self.wire();
+        let (sent, took) = wire.send(l2, to, PORT, time).await?;
         let dropped = self.dropped().await? - before;
-        ensure!(dropped as f64 >= sent as f64 * DROPPED, "of {sent} packets {dropped} were dropped");
-        rates.rate.push(dropped as f64 / took.as_secs_f64());
-        rates.cpu.push(cpu.as_secs_f64() * 1e9 / dropped as f64);
+        ensure!(
+            dropped as f64 >= sent as f64 * DROPPED,
+            "{}: of {sent} packets {dropped} were dropped",
+            self.name()
+        );
+        rates.push(dropped as f64 / took.as_secs_f64());
         Ok(())
     }
 }
@@ -150,10 +145,10 @@ pub(crate) async fn run(settings: &Settings) -> Result<Report> {
     let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 40 }) as usize;
     let time = Duration::from_millis(if settings.full { 100 } else { 40 });
     let mut grounds = vec![Ground::nftables().await?];
-    for (xdp, ..) in WAYS {
-        grounds.push(Ground::fairlead(xdp).await?);
+    for (xdp, name, _) in WAYS {
+        grounds.push(Ground::fairlead(xdp, name).await?);
     }
-    let mut rates: Vec<Rates> = grounds.iter().map(|_| Rates::default()).collect();
+    let mut rates = vec![Vec::new(); grounds.len()];
     for round in 0..rounds {
         for turn in 0..grounds.len() {
             let who = (round + turn) % grounds.len();
@@ -163,34 +158,37 @@ pub(crate) async fn run(settings: &Settings) -> Result<Report> {
     report(&rates)
 }
 
-fn report(rates: &[Rates]) -> Result<Report> {
+/// Time of a packet.
+fn nanoseconds(rates: &[f64]) -> Result<String> {
+    Ok(Samples::new(rates.iter().map(|rate| 1e9 / rate).collect())?.told(0))
+}
+
+fn report(rates: &[Vec<f64>]) -> Result<Report> {
     let mut report = Report::default();
     let [beside, ours @ ..] = rates else { anyhow::bail!("nothing was measured") };
-    let theirs = Samples::new(beside.rate.clone())?.median();
+    let theirs = Samples::new(beside.clone())?.median();
     let baseline = format!("nftables' ingress hook, {theirs:.0}/s");
-    let mut rows = vec![vec![
-        "nftables, ingress hook".to_owned(),
-        format!("{theirs:.0}/s"),
-        Samples::new(beside.cpu.clone())?.told(0),
-    ]];
+    let mut rows =
+        vec![vec!["nftables, ingress hook".to_owned(), format!("{theirs:.0}/s"), nanoseconds(beside)?]];
     let mut best = 0.0_f64;
     for ((_, what, word), own) in WAYS.into_iter().zip(ours) {
-        let ratio = ratios(&own.rate, &beside.rate)?;
+        let ratio = ratios(own, beside)?;
         best = best.max(ratio.median());
         report.figures.push(
             Figure::new(format!("drops.{word}.vs_nftables"), ratio.median(), "ratio")
                 .beside(baseline.clone()),
         );
-        rows.push(vec![what.to_owned(), ratio_told(&ratio), Samples::new(own.cpu.clone())?.told(0)]);
+        rows.push(vec![what.to_owned(), ratio_told(&ratio), nanoseconds(own)?]);
     }
     report.figures.push(Figure::new("drops.best.vs_nftables", best, "ratio").beside(baseline).at_least(1.1));
     report.text = format!(
-        "Datagrams of {PAYLOAD} bytes from outside to a pod that may not get them, over a bridge and veths, {} rounds of\n\
-         each in turn. Sending and dropping share one processor, so that the time is that of both. nftables: one set of {POLICIES}\n\
-         addresses at the earliest hook, without state. Fairlead: {POLICIES} policies, its flows and its counters. tc drops\n\
-         what is denied behind the host's stack, where it is sure that no translation makes something else of it.\n\n{}",
-        beside.rate.len(),
-        table(&["", "dropped, of nftables'", "processor time, ns a packet"], &rows)
+        "Datagrams of {PAYLOAD} bytes from outside to a pod that may not get them, {} rounds of each in turn. The kernel makes\n\
+         them as frames without a socket buffer (a program of XDP that redirects into a veth), so that the other end has them\n\
+         as a NIC's driver has. Making, receiving and dropping share one processor. nftables: one set of {POLICIES} addresses\n\
+         at the earliest hook, without state. Fairlead: {POLICIES} policies, its flows and its counters. tc drops what is denied\n\
+         behind the host's stack, where it is sure that no translation makes something else of it.\n\n{}",
+        beside.len(),
+        table(&["", "dropped, of nftables'", "ns a packet"], &rows)
     );
     Ok(report)
 }

@@ -31,6 +31,8 @@ const RULES: u32 = 2;
 const PORT: u16 = 80;
 const PASS: i32 = -1;
 
+/// Name of the case that is another flow with each run.
+const FRESH: &str = "new_flow_cold";
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
@@ -300,9 +302,17 @@ impl Lab {
                 tables.over = Some(cases.len() - 1);
                 cases.push(tables);
             }
-            let mut fresh =
-                case("new_flow", "a new flow, judged and recorded", from_pod()?, Vec::new(), Some(450.0));
-            fresh.packet = tcp(&isolated, true, to, (0, PORT), SYN);
+            let opening = tcp(&isolated, true, to, (3000, PORT), SYN);
+            let what = "a flow's opening, judged and recorded anew each time";
+            cases.push(case("new_flow", what, from_pod()?, opening, Some(450.0)));
+            let opening = tcp(&isolated, true, to, (0, PORT), SYN);
+            let fresh = case(
+                FRESH,
+                "as many new flows, one run each, so that less is hot",
+                from_pod()?,
+                opening,
+                None,
+            );
             cases.push(fresh);
         }
         let mut datapaths = vec![main];
@@ -322,7 +332,7 @@ impl Lab {
         let mut before = Vec::new();
         for case in cases {
             let ifindex = interface(case);
-            let value = if case.name.starts_with("new_flow") {
+            let value = if case.name.starts_with(FRESH) {
                 let (mut with, mut without) = (Vec::new(), Vec::new());
                 for _ in 0..NEW {
                     *port = if *port == u16::MAX { 1024 } else { *port + 1 };
@@ -370,7 +380,7 @@ fn report(cases: &[Case]) -> Result<Report> {
     report.text = format!(
         "The programs by `BPF_PROG_TEST_RUN`, {REPEAT} runs on one packet a round, {} rounds, all cases in turn:\n\
          everything is hot. Over an empty program; the tables over the same packet of a pod that is not\n\
-         isolated; new flows one run each, over an empty program run the same way.\n\n{}",
+         isolated; new flows of one run each over an empty program run the same way.\n\n{}",
         cases[0].values.len(),
         table(&["ns a packet", "median (quartiles, min)", "target", ""], &rows)
     );
