@@ -53,7 +53,7 @@ impl Wire {
         let IpAddr::V4(to) = to else { bail!("{to} is no IPv4 address") };
         let (frame, device) = (frame(self.mac, to, port), self.port.clone());
         let work = move || {
-            let program = redirect(if_nametoindex(device.as_str())?)?;
+            let program = redirect(if_nametoindex(device.as_str())?, &frame)?;
             // What has arrived goes first: where the kernel has left it to a thread of its own, sending on would only fill the
             // ring. SAFETY: two numbers; no memory is passed.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
@@ -101,11 +101,30 @@ fn pointer(attr: &mut [u32; 20], at: usize, to: u64) {
     (attr[at], attr[at + 1]) = (to as u32, (to >> 32) as u32);
 }
 
-/// Loads `return bpf_redirect(ifindex, 0)`.
-fn redirect(ifindex: u32) -> Result<OwnedFd> {
+/// Loads a program that redirects frames like this one. The kernel uses their memory again and again, with what whoever got
+/// them has written into it: the next hop's MAC address, a hop less and its checksum. So these are put right each time.
+fn redirect(ifindex: u32, frame: &[u8]) -> Result<OwnedFd> {
     const PROG_LOAD: libc::c_long = 5;
     const XDP: u32 = 6;
-    let code: [u64; 4] = [0xb7 | 1 << 8 | u64::from(ifindex) << 32, 0xb7 | 2 << 8, 0x85 | 23 << 32, 0x95];
+    let half = |at: usize| u64::from(u16::from_ne_bytes([frame[at], frame[at + 1]])) << 32;
+    let word = |at: usize| half(at) | half(at + 2) << 16;
+    let code: [u64; 15] = [
+        0x61 | 2 << 8 | 1 << 12,           // r2 = data
+        0x61 | 3 << 8 | 1 << 12 | 4 << 16, // r3 = data_end
+        0xbf | 4 << 8 | 2 << 12,           // r4 = r2
+        0x07 | 4 << 8 | 34 << 32,          // r4 += Ethernet and IPv4
+        0xb7 | 1 << 32,                    // r0 = XDP_DROP
+        0x2d | 4 << 8 | 3 << 12 | 8 << 16, // if r4 > r3: exit
+        0x62 | 2 << 8 | word(0),           // destination
+        0x62 | 2 << 8 | 4 << 16 | word(4), // and source
+        0x62 | 2 << 8 | 8 << 16 | word(8),
+        0x72 | 2 << 8 | 22 << 16 | u64::from(frame[22]) << 32, // hop limit
+        0x6a | 2 << 8 | 24 << 16 | half(24),                   // checksum
+        0xb7 | 1 << 8 | u64::from(ifindex) << 32,
+        0xb7 | 2 << 8,
+        0x85 | 23 << 32, // r0 = bpf_redirect(ifindex, 0)
+        0x95,
+    ];
     let mut attr = [0; 20];
     (attr[0], attr[1]) = (XDP, code.len() as u32);
     pointer(&mut attr, 2, code.as_ptr() as u64);
