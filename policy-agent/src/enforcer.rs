@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use fairlead_api::{Attachment, DirectionCounters, EndpointCounters};
 use fairlead_datapath::{Datapath, Exits, Identity, RegisterError};
-use fairlead_policy::model::Node;
+use fairlead_policy::model::NodeChanges;
 use fairlead_policy::tables::{Delta, Slot};
 
 /// Why the kernel does not do as told.
@@ -57,14 +57,15 @@ pub trait Enforcer: Send {
     fn apply(&mut self, delta: &Delta) -> Result<(), EnforcerError>;
     /// Serial up to which freed ids may be used again, where that is known by now.
     fn settled(&mut self) -> Result<Option<u64>, EnforcerError>;
-    /// Says which addresses are the node's own and Services', and what the other nodes are.
+    /// Says which addresses are the node's own and Services'.
     fn set_addresses(
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &[&Node],
     ) -> Result<(), EnforcerError>;
-    /// Says how packets for the pods of other nodes leave past the host's stack.
+    /// Says which other nodes are there anew, have changed or are gone. After an error it is told again.
+    fn set_nodes(&mut self, changes: &NodeChanges) -> Result<(), EnforcerError>;
+    /// Says how packets for the pods of these nodes leave past the host's stack. After an error it is told again.
     fn set_exits(&mut self, exits: &Exits) -> Result<(), EnforcerError>;
     /// Attaches the programs of the uplink.
     fn attach_uplink(&mut self, ifindex: u32) -> Result<(), EnforcerError>;
@@ -120,9 +121,12 @@ impl Enforcer for Datapath {
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &[&Node],
     ) -> Result<(), EnforcerError> {
-        Ok(Datapath::set_addresses(self, own, services, nodes)?)
+        Ok(Datapath::set_addresses(self, own, services)?)
+    }
+
+    fn set_nodes(&mut self, changes: &NodeChanges) -> Result<(), EnforcerError> {
+        Ok(Datapath::set_nodes(self, changes)?)
     }
 
     fn set_exits(&mut self, exits: &Exits) -> Result<(), EnforcerError> {

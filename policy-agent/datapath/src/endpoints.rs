@@ -8,7 +8,7 @@ use fairlead_common::maps::{
     ENDPOINT_ADDRESSES, ENDPOINT_FAST_PATH, ENDPOINT_UNLOCKED, Endpoint, EndpointPolicy, ifindex_usable,
     mac_words, slot_of,
 };
-use fairlead_policy::model::Node;
+use fairlead_policy::model::NodeChanges;
 use fairlead_policy::tables::Slot;
 
 use crate::{Datapath, Error, Exits, words4, words6};
@@ -72,13 +72,13 @@ pub(crate) struct Addresses {
     endpoints: BTreeMap<IpAddr, u32>,
     own: BTreeSet<IpAddr>,
     services: BTreeSet<IpAddr>,
-    nodes: BTreeSet<IpAddr>,
     /// Of which the maps may say something else, because writing failed.
     unsure: BTreeSet<IpAddr>,
 }
 
 impl Addresses {
-    fn info(&self, address: &IpAddr) -> Option<AddressInfo> {
+    /// What an address is, given whether it is another node's.
+    fn info(&self, address: &IpAddr, is_node: bool) -> Option<AddressInfo> {
         if let Some(slot) = self.endpoints.get(address) {
             Some(AddressInfo { kind: ADDRESS_ENDPOINT, slot: *slot })
         } else {
@@ -86,7 +86,7 @@ impl Addresses {
             // Whoever may write Services may name a node's address there: it stays the node's.
             let kind = if self.own.contains(address) {
                 ADDRESS_OWN
-            } else if self.nodes.contains(address) {
+            } else if is_node {
                 if service { ADDRESS_NODE_SERVICE } else { ADDRESS_NODE }
             } else if service {
                 ADDRESS_SERVICE
@@ -193,45 +193,43 @@ impl Datapath {
             .collect()
     }
 
-    /// Says which addresses are the node's own and Services', and what the other nodes are.
+    /// Says which addresses are the node's own and Services'.
     pub fn set_addresses(
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &[&Node],
     ) -> Result<(), Error> {
-        self.remotes.set(nodes)?;
-        let nodes: BTreeSet<IpAddr> = nodes.iter().flat_map(|n| n.addresses.iter().copied()).collect();
-        let new = Addresses {
-            endpoints: self.addresses.endpoints.clone(),
-            own: own.clone(),
-            services: services.clone(),
-            nodes,
-            unsure: BTreeSet::new(),
-        };
-        let old = std::mem::replace(&mut self.addresses, new);
-        // What stays is not looked at: there may be thousands of nodes.
-        let sets = [(&old.own, own), (&old.services, services), (&old.nodes, &self.addresses.nodes)];
-        let changed = sets.into_iter().flat_map(|(old, new)| old.symmetric_difference(new)).copied();
-        let mut touched: BTreeSet<IpAddr> = changed.chain(old.unsure).collect();
-        while let Some(address) = touched.first() {
-            if let Err(e) = self.write_address(address) {
-                self.addresses.unsure = touched;
-                return Err(e);
-            }
-            touched.pop_first();
+        let Addresses { own: old_own, services: old_services, unsure, .. } = &mut self.addresses;
+        for (old, new) in [(old_own, own), (old_services, services)] {
+            unsure.extend(old.symmetric_difference(new));
+            old.clone_from(new);
+        }
+        self.write_addresses()
+    }
+
+    /// Says which other nodes are there anew, have changed or are gone. What fails is made up for by the next
+    /// call, whatever it says.
+    pub fn set_nodes(&mut self, changes: &NodeChanges) -> Result<(), Error> {
+        self.addresses.unsure.extend(self.remotes.set(changes));
+        self.remotes.write()?;
+        self.write_addresses()
+    }
+
+    fn write_addresses(&mut self) -> Result<(), Error> {
+        while let Some(address) = self.addresses.unsure.first().copied() {
+            self.write_address(&address)?;
+            self.addresses.unsure.remove(&address);
         }
         Ok(())
     }
 
-    /// Says how packets for the pods of other nodes leave past the host's stack; those of nodes that are not named
-    /// go through it.
+    /// Says how packets for the pods of these nodes leave past the host's stack, from now on.
     pub fn set_exits(&mut self, exits: &Exits) -> Result<(), Error> {
         self.remotes.set_exits(exits)
     }
 
     fn write_address(&self, address: &IpAddr) -> Result<(), Error> {
-        let info = self.addresses.info(address);
+        let info = self.addresses.info(address, self.remotes.is_node(address));
         match (address, info) {
             (IpAddr::V4(a), Some(info)) => self.addresses4.set(&words4(*a), &info)?,
             (IpAddr::V4(a), None) => self.addresses4.remove(&words4(*a))?,

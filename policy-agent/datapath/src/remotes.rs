@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fairlead_common::maps::{Cidr4, Cidr6, EXITS, Exit, NODE_NONE};
-use fairlead_policy::model::Node;
+use fairlead_policy::claims::Claims;
+use fairlead_policy::model::{Node, NodeChanges};
 use ipnetwork::IpNetwork;
 
 use crate::map::Map;
@@ -13,58 +15,154 @@ use crate::object::Object;
 use crate::policy::CidrKey as _;
 use crate::{Error, words4, words6};
 
-/// How packets for the pods of other nodes leave past the host's stack, by name of the node, for IPv4 and IPv6.
-pub type Exits = BTreeMap<String, [Exit; 2]>;
+/// How packets for the pods of other nodes leave past the host's stack, by name of the node, for IPv4 and IPv6:
+/// where by no interface, they do not.
+pub type Exits = BTreeMap<Arc<str>, [Exit; 2]>;
 
-/// Maps `tunnels4`, `tunnels6`, `remotes4`, `remotes6`, `exits4` and `exits6`, and what they hold.
+/// Maps `tunnels4`, `tunnels6`, `remotes4`, `remotes6`, `exits4` and `exits6`.
 pub(crate) struct Remotes {
     tunnels4: Map<u32, u32>,
     tunnels6: Map<[u32; 4], u32>,
     remotes4: Map<Cidr4, u32>,
     remotes6: Map<Cidr6, u32>,
     exits: [Map<u32, Exit>; 2],
-    numbers: BTreeMap<String, u32>,
-    held: Held,
-    wanted_exits: Exits,
     held_exits: BTreeMap<u32, [Exit; 2]>,
+    wanted: Wanted,
 }
 
-/// What the maps hold, or are to hold: numbers of nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Held {
-    tunnels: BTreeMap<IpAddr, u32>,
-    remotes: BTreeMap<IpNetwork, u32>,
+/// What the maps are to hold, and of what they may hold something else yet. Each node's part of it is kept apart, so
+/// that what a node's change costs does not grow with their number.
+#[derive(Debug)]
+struct Wanted {
+    nodes: BTreeMap<Arc<str>, (u32, Arc<Node>)>,
+    names: BTreeMap<u32, Arc<str>>,
+    /// The least number that nobody has had.
+    next: u32,
+    /// Those below it that nobody has.
+    free: BTreeSet<u32>,
+    /// Who claims an address of a node's, and who claims what packets come from.
+    tunnels: Claims<IpAddr, u32>,
+    remotes: Claims<IpNetwork, u32>,
+    exits: Exits,
+    touched: Touched,
 }
 
-impl Held {
-    /// Of two nodes that claim the same, neither is believed.
-    fn of(nodes: &[&Node], numbers: &BTreeMap<String, u32>) -> Self {
-        let mut held = Self::default();
-        let mut disputed = BTreeSet::new();
-        for node in nodes {
-            let number = numbers.get(&node.name).copied().unwrap_or(NODE_NONE);
-            for address in &node.addresses {
-                held.tunnels.entry(*address).and_modify(|n| *n = common(*n, number)).or_insert(number);
-            }
-            for cidr in
-                node.addresses.iter().map(|a| IpNetwork::from(*a)).chain(node.pod_cidrs.iter().copied())
-            {
-                // Host bits that are written mean nothing.
-                let Ok(cidr) = IpNetwork::new(cidr.network(), cidr.prefix()) else { continue };
-                if held.remotes.insert(cidr, number).is_some_and(|other| other != number) {
-                    disputed.insert(cidr);
-                }
-            }
+/// What is to be written.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Touched {
+    tunnels: BTreeSet<IpAddr>,
+    remotes: BTreeSet<IpNetwork>,
+    exits: BTreeSet<u32>,
+}
+
+/// What a node claims: its addresses as far ends of tunnels, and what its packets come from.
+fn claimed(node: &Node) -> (BTreeSet<IpAddr>, BTreeSet<IpNetwork>) {
+    let addresses = node.addresses.iter().map(|a| IpNetwork::from(*a));
+    let all = addresses.chain(node.pod_cidrs.iter().copied());
+    // Host bits that are written mean nothing.
+    let networks = all.filter_map(|cidr| IpNetwork::new(cidr.network(), cidr.prefix()).ok());
+    (node.addresses.iter().copied().collect(), networks.collect())
+}
+
+/// Whose something is. Of two nodes that claim the same, neither is believed.
+fn believed<K: Ord + Clone>(all: &Claims<K, u32>, key: &K) -> Option<u32> {
+    let first = all.first(key)?;
+    Some(if all.is_disputed(key) { NODE_NONE } else { *first })
+}
+
+fn exchange<K: Ord + Copy>(
+    all: &mut Claims<K, u32>,
+    number: u32,
+    (before, after): (&BTreeSet<K>, &BTreeSet<K>),
+    touched: &mut BTreeSet<K>,
+) {
+    for key in before.symmetric_difference(after) {
+        let was = believed(all, key);
+        if after.contains(key) {
+            all.claim(*key, number)
+        } else {
+            all.release(key, &number)
         }
-        for cidr in disputed {
-            held.remotes.insert(cidr, NODE_NONE);
+        if believed(all, key) != was {
+            touched.insert(*key);
         }
-        held
     }
 }
 
-fn common(a: u32, b: u32) -> u32 {
-    if a == b { a } else { NODE_NONE }
+impl Default for Wanted {
+    fn default() -> Self {
+        Self {
+            nodes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            next: NODE_NONE + 1,
+            free: BTreeSet::new(),
+            tunnels: Claims::default(),
+            remotes: Claims::default(),
+            exits: Exits::new(),
+            touched: Touched::default(),
+        }
+    }
+}
+
+impl Wanted {
+    /// Takes changes of nodes. Numbers of those that go are given again to those that come, the least first.
+    fn set(&mut self, changes: &NodeChanges) {
+        for (name, _) in changes.iter().filter(|(_, node)| node.is_none()) {
+            let Some((number, node)) = self.nodes.remove(name) else { continue };
+            let (addresses, networks) = claimed(&node);
+            self.exchange(number, (addresses, networks), Default::default());
+            self.names.remove(&number);
+            self.free.insert(number);
+            self.touched.exits.insert(number);
+        }
+        for (name, node) in changes {
+            let Some(node) = node else { continue };
+            let (number, before) = match self.nodes.get(name) {
+                Some((number, there)) => (*number, claimed(there)),
+                None => (self.number(name), Default::default()),
+            };
+            self.exchange(number, before, claimed(node));
+            self.nodes.insert(name.clone(), (number, node.clone()));
+        }
+    }
+
+    fn number(&mut self, name: &Arc<str>) -> u32 {
+        let number = self.free.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.names.insert(number, name.clone());
+        self.touched.exits.insert(number);
+        number
+    }
+
+    fn exchange(
+        &mut self,
+        number: u32,
+        before: (BTreeSet<IpAddr>, BTreeSet<IpNetwork>),
+        after: (BTreeSet<IpAddr>, BTreeSet<IpNetwork>),
+    ) {
+        let Self { tunnels, remotes, touched, .. } = self;
+        exchange(tunnels, number, (&before.0, &after.0), &mut touched.tunnels);
+        exchange(remotes, number, (&before.1, &after.1), &mut touched.remotes);
+    }
+
+    fn set_exits(&mut self, exits: &Exits) {
+        for (name, exit) in exits {
+            if *exit == [Exit::default(); 2] {
+                self.exits.remove(name);
+            } else {
+                self.exits.insert(name.clone(), *exit);
+            }
+            self.touched.exits.extend(self.nodes.get(name).map(|(number, _)| *number));
+        }
+    }
+
+    /// How packets for the pods of the node with this number leave.
+    fn exit(&self, number: u32) -> [Exit; 2] {
+        let name = self.names.get(&number).filter(|_| number < EXITS);
+        name.and_then(|name| self.exits.get(name)).copied().unwrap_or_default()
+    }
 }
 
 impl Remotes {
@@ -75,95 +173,91 @@ impl Remotes {
             remotes4: object.map("remotes4")?,
             remotes6: object.map("remotes6")?,
             exits: [object.map("exits4")?, object.map("exits6")?],
-            numbers: BTreeMap::new(),
-            held: Held::default(),
-            wanted_exits: Exits::new(),
             held_exits: BTreeMap::new(),
+            wanted: Wanted::default(),
         })
     }
 
-    /// Makes the maps say what these other nodes are. After an error they say part of it, and the next
-    /// call makes up for it.
+    /// Takes changes of other nodes, which [`Self::write`] puts into the maps. Returns the addresses that
+    /// may have become a node's by that, or no node's.
+    pub(crate) fn set(&mut self, changes: &NodeChanges) -> BTreeSet<IpAddr> {
+        self.wanted.set(changes);
+        self.wanted.touched.tunnels.clone()
+    }
+
+    /// Whether an address is another node's.
+    pub(crate) fn is_node(&self, address: &IpAddr) -> bool {
+        self.wanted.tunnels.first(address).is_some()
+    }
+
+    /// Makes the maps say what has changed of the other nodes. After an error they say part of it, and the
+    /// next call makes up for it.
     ///
     /// What goes is taken out first: in between, a packet can only be dropped for want of an entry.
-    pub(crate) fn set(&mut self, nodes: &[&Node]) -> Result<(), Error> {
-        let names: BTreeSet<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
-        self.numbers.retain(|name, _| names.contains(name.as_str()));
-        let used: BTreeSet<u32> = self.numbers.values().copied().collect();
-        let mut free = (NODE_NONE + 1..).filter(|n| !used.contains(n));
-        for name in names {
-            if !self.numbers.contains_key(name)
-                && let Some(number) = free.next()
-            {
-                self.numbers.insert(name.to_owned(), number);
-            }
-        }
-        let wanted = Held::of(nodes, &self.numbers);
+    pub(crate) fn write(&mut self) -> Result<(), Error> {
         // Before a number means another node.
         self.write_exits()?;
-        let gone: Vec<_> =
-            self.held.tunnels.keys().filter(|a| !wanted.tunnels.contains_key(*a)).copied().collect();
+        let Wanted { tunnels, remotes, touched, .. } = &self.wanted;
+        let gone: Vec<_> = touched.tunnels.iter().filter(|a| tunnels.first(a).is_none()).copied().collect();
+        let unclaimed: Vec<_> =
+            touched.remotes.iter().filter(|c| remotes.first(c).is_none()).copied().collect();
         for address in gone {
             self.write_tunnel(&address, None)?;
+            self.wanted.touched.tunnels.remove(&address);
         }
-        let gone: Vec<_> =
-            self.held.remotes.keys().filter(|c| !wanted.remotes.contains_key(*c)).copied().collect();
-        for cidr in gone {
+        for cidr in unclaimed {
             self.write_remote(&cidr, None)?;
+            self.wanted.touched.remotes.remove(&cidr);
         }
-        for (cidr, number) in &wanted.remotes {
-            if self.held.remotes.get(cidr) != Some(number) {
-                self.write_remote(cidr, Some(*number))?;
-            }
+        while let Some(cidr) = self.wanted.touched.remotes.first().copied() {
+            let number = believed(&self.wanted.remotes, &cidr);
+            self.write_remote(&cidr, number)?;
+            self.wanted.touched.remotes.remove(&cidr);
         }
-        for (address, number) in &wanted.tunnels {
-            if self.held.tunnels.get(address) != Some(number) {
-                self.write_tunnel(address, Some(*number))?;
-            }
+        while let Some(address) = self.wanted.touched.tunnels.first().copied() {
+            let number = believed(&self.wanted.tunnels, &address);
+            self.write_tunnel(&address, number)?;
+            self.wanted.touched.tunnels.remove(&address);
         }
         Ok(())
     }
 
-    /// Makes the maps say how packets leave. After an error they say part of it, as in [`Self::set`].
+    /// Makes the maps say how packets leave for these nodes. After an error they say part of it, as in [`Self::write`].
     pub(crate) fn set_exits(&mut self, exits: &Exits) -> Result<(), Error> {
-        self.wanted_exits.clone_from(exits);
+        self.wanted.set_exits(exits);
         self.write_exits()
     }
 
     fn write_exits(&mut self) -> Result<(), Error> {
-        let numbered = self.numbers.iter().filter(|(_, number)| **number < EXITS);
-        let wanted: BTreeMap<u32, [Exit; 2]> =
-            numbered.filter_map(|(name, number)| Some((*number, *self.wanted_exits.get(name)?))).collect();
-        let numbers: BTreeSet<u32> = self.held_exits.keys().chain(wanted.keys()).copied().collect();
-        for number in numbers {
-            let new = wanted.get(&number).copied().unwrap_or_default();
+        while let Some(number) = self.wanted.touched.exits.first().copied() {
+            let new = self.wanted.exit(number);
             let old = self.held_exits.get(&number).copied().unwrap_or_default();
             for (map, (new, old)) in self.exits.iter().zip(new.iter().zip(&old)) {
                 if new != old {
                     map.set(&number, new)?;
                 }
             }
-            self.held_exits.insert(number, new);
+            if new == [Exit::default(); 2] {
+                self.held_exits.remove(&number);
+            } else {
+                self.held_exits.insert(number, new);
+            }
+            self.wanted.touched.exits.remove(&number);
         }
-        self.held_exits.retain(|_, exits| *exits != [Exit::default(); 2]);
         Ok(())
     }
 
-    fn write_tunnel(&mut self, address: &IpAddr, number: Option<u32>) -> Result<(), Error> {
+    fn write_tunnel(&self, address: &IpAddr, number: Option<u32>) -> Result<(), Error> {
         match (address, number) {
             (IpAddr::V4(a), Some(number)) => self.tunnels4.set(&words4(*a), &number)?,
             (IpAddr::V4(a), None) => self.tunnels4.remove(&words4(*a))?,
             (IpAddr::V6(a), Some(number)) => self.tunnels6.set(&words6(*a), &number)?,
             (IpAddr::V6(a), None) => self.tunnels6.remove(&words6(*a))?,
         }
-        match number {
-            Some(number) => self.held.tunnels.insert(*address, number),
-            None => self.held.tunnels.remove(address),
-        };
         Ok(())
     }
 
-    fn write_remote(&mut self, cidr: &IpNetwork, number: Option<u32>) -> Result<(), Error> {
+    fn write_remote(&self, cidr: &IpNetwork, number: Option<u32>) -> Result<(), Error> {
         if let Some(key) = Cidr4::of(cidr) {
             match number {
                 Some(number) => self.remotes4.set(&key, &number)?,
@@ -175,38 +269,9 @@ impl Remotes {
                 None => self.remotes6.remove(&key)?,
             }
         }
-        match number {
-            Some(number) => self.held.remotes.insert(*cidr, number),
-            None => self.held.remotes.remove(cidr),
-        };
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Node {
-        Node {
-            name: name.to_owned(),
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            pod_cidrs: pod_cidrs.iter().map(|c| c.parse().unwrap()).collect(),
-        }
-    }
-
-    #[test]
-    fn a_node_speaks_for_itself_and_its_pods_and_no_one_for_what_two_claim() {
-        let a = node("a", &["192.0.2.1", "2001:db8::1"], &["10.1.1.7/24"]);
-        let b = node("b", &["192.0.2.2", "192.0.2.1"], &["10.1.2.0/24", "10.1.1.0/24"]);
-        let numbers = BTreeMap::from([("a".to_owned(), 1), ("b".to_owned(), 2)]);
-        let held = Held::of(&[&a, &b], &numbers);
-        let remote = |cidr: &str| held.remotes.get(&cidr.parse::<IpNetwork>().unwrap()).copied();
-        let tunnel = |address: &str| held.tunnels.get(&address.parse::<IpAddr>().unwrap()).copied();
-        assert_eq!(remote("10.1.2.0/24"), Some(2));
-        assert_eq!(remote("2001:db8::1/128"), Some(1));
-        assert_eq!((remote("10.1.1.0/24"), remote("192.0.2.1/32")), (Some(NODE_NONE), Some(NODE_NONE)));
-        assert_eq!((tunnel("192.0.2.2"), tunnel("192.0.2.1")), (Some(2), Some(NODE_NONE)));
-        assert_eq!(held.remotes.len(), 5);
-    }
-}
+mod tests;

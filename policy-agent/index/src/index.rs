@@ -1,14 +1,13 @@
 //! What holds of what sources say.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fairlead_api::status::Problem;
-use fairlead_policy::model::{Node, ObjectKey};
-use ipnetwork::IpNetwork;
+use fairlead_policy::model::{Node, NodeChanges, ObjectKey};
 
+use crate::cidrs::PodCidrs;
 use crate::object::{Batch, Change, Kind, Object, ObjectId, Outcome, Parsed};
 use crate::uid::Uid;
 
@@ -41,23 +40,16 @@ type OfKind = BTreeMap<Box<str>, BTreeMap<Box<str>, Known>>;
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     known: BTreeMap<Kind, OfKind>,
-    nodes: BTreeMap<String, Node>,
-    /// [`Self::nodes`], since one of them changed: with thousands of nodes too dear for every change of a pod.
-    disjoint: OnceCell<Nodes>,
+    /// As they are written.
+    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    pod_cidrs: PodCidrs,
+    /// Nodes that may be others than when [`Self::node_changes`] was asked last.
+    changed: BTreeSet<Arc<str>>,
     services: BTreeMap<ObjectKey, BTreeSet<IpAddr>>,
     /// What is wrong with objects.
     problems: BTreeMap<ObjectId, Vec<Problem>>,
     /// What sources say of themselves.
     source_problems: Vec<Problem>,
-}
-
-/// Nodes whose pod CIDRs do not overlap.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
-    /// The nodes by name, without the pod CIDRs that another node has.
-    pub nodes: Arc<BTreeMap<String, Node>>,
-    /// The pod CIDRs that were left out.
-    pub problems: Vec<Problem>,
 }
 
 impl Index {
@@ -117,10 +109,7 @@ impl Index {
             }
         };
         match &object {
-            Object::Node(node) => {
-                self.disjoint.take();
-                self.nodes.insert(node.name.clone(), node.clone());
-            }
+            Object::Node(node) => self.set_node(node),
             Object::Service(service) => {
                 self.services.insert(service.key.clone(), service.addresses.clone());
             }
@@ -140,10 +129,7 @@ impl Index {
         }
         self.problems.remove(id);
         match id.kind {
-            Kind::Node => {
-                self.disjoint.take();
-                self.nodes.remove(&id.key.name);
-            }
+            Kind::Node => self.remove_node(&id.key.name),
             Kind::Service => drop(self.services.remove(&id.key)),
             Kind::Namespace | Kind::Pod | Kind::NetworkPolicy | Kind::EndpointSlice => {}
         }
@@ -184,48 +170,51 @@ impl Index {
         self.services.values().flatten().copied().collect()
     }
 
-    /// The nodes; of two with overlapping pod CIDRs the first by name keeps its own.
-    pub fn nodes(&self) -> &Nodes {
-        self.disjoint.get_or_init(|| self.disjoint_nodes())
+    fn set_node(&mut self, node: &Node) {
+        let (name, before) = match self.nodes.get_key_value(node.name.as_str()) {
+            Some((_, there)) if **there == *node => return,
+            Some((name, there)) => (name.clone(), there.pod_cidrs.as_slice()),
+            None => (node.name.as_str().into(), [].as_slice()),
+        };
+        self.changed.extend(self.pod_cidrs.exchange(&name, before, &node.pod_cidrs));
+        self.nodes.insert(name.clone(), Arc::new(node.clone()));
+        self.changed.insert(name);
     }
 
-    fn disjoint_nodes(&self) -> Nodes {
-        let mut taken: [BTreeMap<IpAddr, (IpAddr, &str, IpNetwork)>; 2] = Default::default();
-        let (mut nodes, mut problems) = (BTreeMap::new(), Vec::new());
-        for (name, node) in &self.nodes {
-            let mut kept = node.clone();
-            kept.pod_cidrs.clear();
-            for (i, cidr) in node.pod_cidrs.iter().enumerate() {
-                let family = &mut taken[usize::from(cidr.is_ipv6())];
-                let (first, last) = (cidr.network(), cidr.broadcast());
-                // Those taken do not overlap each other, so the last that starts within or before is
-                // the only one that can reach in.
-                let overlap = family.range(..=last).next_back().filter(|(_, (end, ..))| *end >= first);
-                if let Some((_, (_, owner, theirs))) = overlap {
-                    problems.push(Problem {
-                        object: Some(format!("Node {name}")),
-                        field: Some(format!("spec.podCIDRs[{i}]")),
-                        message: format!(
-                            "{cidr} overlaps {theirs} of Node {owner}, which keeps it; no route and no \
-                             pod of Node {name} uses it"
-                        ),
-                        ..Problem::default()
-                    });
-                    continue;
-                }
-                family.insert(first, (last, name, *cidr));
-                kept.pod_cidrs.push(*cidr);
-            }
-            nodes.insert(name.clone(), kept);
-        }
-        Nodes { nodes: nodes.into(), problems }
+    fn remove_node(&mut self, name: &str) {
+        let Some((name, node)) = self.nodes.remove_entry(name) else { return };
+        self.changed.extend(self.pod_cidrs.exchange(&name, &node.pod_cidrs, &[]));
+        self.changed.insert(name);
+    }
+
+    /// How many nodes there are.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node, without the pod CIDRs that another node has: of two whose pod CIDRs overlap the first by name
+    /// keeps its own.
+    pub fn node(&self, name: &str) -> Option<Arc<Node>> {
+        let (name, node) = self.nodes.get_key_value(name)?;
+        Some(match self.pod_cidrs.held(name, &node.pod_cidrs) {
+            None => node.clone(),
+            Some(pod_cidrs) => Arc::new(Node { pod_cidrs, ..Node::clone(node) }),
+        })
+    }
+
+    /// Nodes that have changed since the last call, as [`Self::node`] has them: each with all others whose pod
+    /// CIDRs have become free, or another's, by that.
+    pub fn node_changes(&mut self) -> NodeChanges {
+        std::mem::take(&mut self.changed).into_iter().map(|name| (name.clone(), self.node(&name))).collect()
     }
 
     /// Everything that is wrong with what the sources say, sorted.
     pub fn problems(&self) -> Vec<Problem> {
         let objects = self.problems.values().flatten();
         let mut all: Vec<Problem> = self.source_problems.iter().chain(objects).cloned().collect();
-        all.extend(self.nodes().problems.iter().cloned());
+        let written =
+            |name: &str| self.nodes.get(name).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+        all.extend(self.pod_cidrs.problems(written));
         all.sort();
         all
     }

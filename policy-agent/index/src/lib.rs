@@ -6,6 +6,7 @@
 //! index does no I/O, so every kind is tested by what is applied and deleted alone.
 #![forbid(unsafe_code)]
 
+mod cidrs;
 pub mod index;
 pub mod kubernetes;
 pub mod manifests;

@@ -434,8 +434,10 @@ fn of_two_nodes_with_one_cidr_the_first_by_name_keeps_it() {
     index.apply(node("c", &["10.1.0.128/25", "10.1.2.0/24"]));
     index.apply(node("d", &["10.0.0.0/8", "fd00:0:0:1::/64"]));
     index.apply(node("a", &["10.1.0.0/24"]));
-    let nodes = index.nodes();
-    let cidrs = |name: &str| nodes.nodes[name].pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let cidrs = |name: &str| {
+        let node = index.node(name).unwrap();
+        node.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(cidrs("a"), ["10.1.0.0/24"]);
     assert_eq!(cidrs("b"), ["fd00::/64"]);
     assert_eq!(cidrs("c"), ["10.1.2.0/24"]);
@@ -446,24 +448,36 @@ fn of_two_nodes_with_one_cidr_the_first_by_name_keeps_it() {
         [("Node b", "spec.podCIDRs[0]"), ("Node c", "spec.podCIDRs[0]"), ("Node d", "spec.podCIDRs[0]")];
     assert_eq!(fields, expected.map(|(o, f)| (o.to_owned(), f.to_owned())));
     // The CIDR passes on when its owner leaves.
+    index.node_changes();
     index.delete(&ObjectId { kind: Kind::Node, key: ObjectKey::new("", "a") });
-    assert_eq!(index.nodes().nodes["b"].pod_cidrs.len(), 2);
+    let changes = index.node_changes();
+    assert_eq!(changes.keys().map(|name| &**name).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(changes["a"], None);
+    assert_eq!(changes["b"].as_ref().unwrap().pod_cidrs.len(), 2);
 }
 
-/// With thousands of nodes, what another kind's change costs must not grow with them.
 #[test]
-fn nodes_are_gone_through_again_only_when_one_of_them_changes() {
-    let object = |kind: &str, name: &str| {
-        parsed(json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}))
+fn a_change_names_the_nodes_that_it_changes_and_no_others() {
+    let node = |name: &str, address: &str| {
+        parsed(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+                      "status": {"addresses": [{"type": "InternalIP", "address": address}]}}))
     };
     let mut index = Index::default();
-    index.apply(object("Node", "a"));
-    let before = std::sync::Arc::clone(&index.nodes().nodes);
-    index.apply(object("Namespace", "n"));
-    index.problems();
-    assert!(std::sync::Arc::ptr_eq(&before, &index.nodes().nodes));
-    index.apply(object("Node", "b"));
-    assert_eq!(index.nodes().nodes.keys().collect::<Vec<_>>(), ["a", "b"]);
-    index.delete(&ObjectId { kind: Kind::Node, key: ObjectKey::new("", "a") });
-    assert_eq!(index.nodes().nodes.keys().collect::<Vec<_>>(), ["b"]);
+    let mut changed = |change: &mut dyn FnMut(&mut Index)| {
+        change(&mut index);
+        let of = |node: Option<std::sync::Arc<fairlead_policy::model::Node>>| {
+            node.map(|n| n.addresses[0].to_string())
+        };
+        index.node_changes().into_iter().map(|(name, node)| (name.to_string(), of(node))).collect::<Vec<_>>()
+    };
+    let there = |name: &str, address: &str| (name.to_owned(), Some(address.to_owned()));
+    assert_eq!(changed(&mut |i| drop(i.apply(node("a", "192.0.2.1")))), [there("a", "192.0.2.1")]);
+    assert_eq!(changed(&mut |i| drop(i.apply(node("b", "192.0.2.2")))), [there("b", "192.0.2.2")]);
+    // A heartbeat, and something else.
+    let namespace = || parsed(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}));
+    assert_eq!(changed(&mut |i| drop((i.apply(node("a", "192.0.2.1")), i.apply(namespace())))), []);
+    assert_eq!(changed(&mut |i| drop(i.apply(node("a", "192.0.2.3")))), [there("a", "192.0.2.3")]);
+    let gone = ObjectId { kind: Kind::Node, key: ObjectKey::new("", "a") };
+    assert_eq!(changed(&mut |i| drop(i.delete(&gone))), [("a".to_owned(), None)]);
+    assert_eq!(index.node_count(), 1);
 }

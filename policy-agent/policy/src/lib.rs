@@ -4,6 +4,7 @@
 //! - [`oracle`]: what the Kubernetes API says about one connection, rule by rule.
 //! - [`compiler`]: the same for all connections at once, as tables, incrementally.
 //! - [`tables`]: what the compiler hands over, and the tables in memory, looked up as the kernel does.
+//! - [`claims`]: what several may claim, as nodes do CIDRs and addresses.
 //! - [`explain`]: which policies and rules decide about a connection.
 //!
 //! Two rules of Kubernetes are *not* here, because they look at packets and not at policy: a pod may
@@ -12,6 +13,7 @@
 
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
+pub mod claims;
 pub mod compiler;
 pub mod explain;
 pub mod model;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::Serialize;
@@ -53,6 +54,9 @@ pub struct Node {
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
 }
+
+/// Nodes that are there anew or otherwise than before, by name; `None` for those that are gone.
+pub type NodeChanges = BTreeMap<Arc<str>, Option<Arc<Node>>>;
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -382,12 +382,10 @@ mod tests {
         fn settled(&mut self) -> Result<Option<u64>, EnforcerError> {
             Ok(None)
         }
-        fn set_addresses(
-            &mut self,
-            _: &BTreeSet<IpAddr>,
-            _: &BTreeSet<IpAddr>,
-            _: &[&fairlead_policy::model::Node],
-        ) -> Result<(), EnforcerError> {
+        fn set_addresses(&mut self, _: &BTreeSet<IpAddr>, _: &BTreeSet<IpAddr>) -> Result<(), EnforcerError> {
+            Ok(())
+        }
+        fn set_nodes(&mut self, _: &fairlead_policy::model::NodeChanges) -> Result<(), EnforcerError> {
             Ok(())
         }
         fn set_exits(&mut self, _: &fairlead_datapath::Exits) -> Result<(), EnforcerError> {

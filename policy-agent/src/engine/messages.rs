@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fairlead_api::drops::DropEvent;
 use fairlead_api::status::Problem;
@@ -11,6 +12,7 @@ use fairlead_datapath::{DropRecord, Exits};
 use fairlead_index::Batch;
 use fairlead_policy::compiler::{self, Work};
 use fairlead_policy::explain::{Explanation, Party};
+use fairlead_policy::model::NodeChanges;
 use fairlead_policy::oracle::Target;
 use tokio::sync::oneshot;
 
@@ -51,7 +53,7 @@ pub enum Message {
     Links(BTreeSet<u32>),
     /// These are the node's own addresses.
     OwnAddresses(BTreeSet<IpAddr>),
-    /// So packets for the pods of other nodes leave past the host's stack.
+    /// So packets for the pods of these nodes leave past the host's stack, from now on.
     Exits(Exits),
     /// This is the uplink.
     Uplink(u32, Reply<Result<(), String>>),
@@ -111,17 +113,28 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     messages: Sender<Message>,
+    node_changes: Arc<Mutex<NodeChanges>>,
     pulse: Pulse,
 }
 
 impl EngineHandle {
-    pub(super) fn new(messages: Sender<Message>, pulse: Pulse) -> Self {
-        Self { messages, pulse }
+    pub(super) fn new(
+        messages: Sender<Message>,
+        node_changes: Arc<Mutex<NodeChanges>>,
+        pulse: Pulse,
+    ) -> Self {
+        Self { messages, node_changes, pulse }
     }
 
     /// What moves whenever the engine has got on.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse
+    }
+
+    /// What has become of nodes since the last call, without pod CIDRs that another node has. One part of the
+    /// agent takes them: who sees to the network. [`Published::node_changes`](super::Published) says when there are any.
+    pub fn take_node_changes(&self) -> NodeChanges {
+        std::mem::take(&mut *self.node_changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Tells something; `false` where the engine has ended.

@@ -11,15 +11,15 @@ mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fairlead_api::status::Problem;
 use fairlead_datapath::Exits;
 use fairlead_index::{Effect, Index, Object};
 use fairlead_policy::compiler::Compiler;
-use fairlead_policy::model::{Node, ObjectKey};
+use fairlead_policy::model::{NodeChanges, ObjectKey};
 use fairlead_policy::tables::{Delta, Slot};
 use tokio::sync::watch;
 
@@ -37,14 +37,14 @@ const TOGETHER: usize = 4096;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What others see of the engine's state.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Published {
     /// The state of the world is known and enforced.
     pub active: bool,
     /// The source has said everything that was there at the start.
     pub synced: bool,
-    /// Nodes by name, without pod CIDRs that another node has.
-    pub nodes: Arc<BTreeMap<String, Node>>,
+    /// How often nodes have changed: see [`EngineHandle::take_node_changes`].
+    pub node_changes: u64,
 }
 
 /// How an engine is to work.
@@ -78,9 +78,12 @@ pub struct Engine<E> {
     active: bool,
     own: Option<BTreeSet<IpAddr>>,
     addresses_told: bool,
-    /// Exits that are yet to be told to the datapath.
-    exits: Option<Exits>,
-    nodes: Arc<BTreeMap<String, Node>>,
+    /// Other nodes, and exits, that are yet to be told to the datapath.
+    untold_nodes: NodeChanges,
+    untold_exits: Exits,
+    /// Changes of nodes that are not published yet, and those that nobody has taken.
+    unpublished: NodeChanges,
+    node_changes: Arc<Mutex<NodeChanges>>,
     /// Serial of the last step in force.
     serial: u64,
     commits: u64,
@@ -107,7 +110,9 @@ impl<E: Enforcer> Engine<E> {
     ) -> (Self, EngineHandle, watch::Receiver<Published>) {
         let (sender, messages): (Sender<Message>, _) = channel();
         let (published, receiver) = watch::channel(Published::default());
+        let node_changes = Arc::<Mutex<NodeChanges>>::default();
         let pulse = Pulse::default();
+        let handle = EngineHandle::new(sender, node_changes.clone(), pulse.clone());
         let engine = Self {
             options,
             enforcer,
@@ -122,8 +127,10 @@ impl<E: Enforcer> Engine<E> {
             active: false,
             own: None,
             addresses_told: false,
-            exits: None,
-            nodes: Arc::default(),
+            untold_nodes: NodeChanges::new(),
+            untold_exits: Exits::new(),
+            unpublished: NodeChanges::new(),
+            node_changes,
             serial: 0,
             commits: 0,
             failures: 0,
@@ -133,9 +140,9 @@ impl<E: Enforcer> Engine<E> {
             published,
             messages,
             questions: Vec::new(),
-            pulse: pulse.clone(),
+            pulse,
         };
-        (engine, EngineHandle::new(sender, pulse), receiver)
+        (engine, handle, receiver)
     }
 
     /// Works until [`Message::Stop`], or until nobody can send any more. What is enforced stays so.
@@ -180,6 +187,7 @@ impl<E: Enforcer> Engine<E> {
                 for effect in self.index.update(batch) {
                     self.affect(effect);
                 }
+                self.take_nodes();
                 let problems = BTreeSet::from_iter(self.index.problems());
                 for problem in problems.difference(&self.said) {
                     tracing::warn!("{problem}");
@@ -199,7 +207,7 @@ impl<E: Enforcer> Engine<E> {
                 self.addresses_told &= self.own.as_ref() == Some(&own);
                 self.own = Some(own);
             }
-            Message::Exits(exits) => self.exits = Some(exits),
+            Message::Exits(exits) => self.untold_exits.extend(exits),
             Message::Uplink(ifindex, reply) => {
                 reply.send(self.enforcer.attach_uplink(ifindex).map_err(|e| e.to_string()));
             }
@@ -233,29 +241,34 @@ impl<E: Enforcer> Engine<E> {
             Effect::Set(Object::Namespace(namespace)) => self.compiler.set_namespace(&namespace),
             Effect::Set(Object::Pod(pod)) => self.compiler.set_pod(&pod),
             Effect::Set(Object::NetworkPolicy(policy)) => self.compiler.set_policy(&policy),
-            Effect::Set(Object::Node(_)) => {
-                self.nodes = self.index.nodes().nodes.clone();
-                self.addresses_told = false;
-            }
             Effect::Set(Object::Service(_)) => self.addresses_told = false,
-            Effect::Set(Object::EndpointSlice(_)) => {}
+            Effect::Set(Object::Node(_) | Object::EndpointSlice(_)) => {}
             Effect::Removed(id) => match id.kind {
                 Kind::Namespace => self.compiler.remove_namespace(&id.key.name),
                 Kind::Pod => self.compiler.remove_pod(&id.key),
                 Kind::NetworkPolicy => self.compiler.remove_policy(&id.key),
-                Kind::Node => {
-                    self.nodes = self.index.nodes().nodes.clone();
-                    self.addresses_told = false;
-                }
                 Kind::Service => self.addresses_told = false,
-                Kind::EndpointSlice => {}
+                Kind::Node | Kind::EndpointSlice => {}
             },
+        }
+    }
+
+    /// What a batch means for nodes: for others than it names, too, where pod CIDRs overlap.
+    fn take_nodes(&mut self) {
+        for (name, node) in self.index.node_changes() {
+            if *name == *self.options.node_name {
+                self.addresses_told = false;
+            } else {
+                self.untold_nodes.insert(name.clone(), node.clone());
+            }
+            self.unpublished.insert(name, node);
         }
     }
 
     /// Puts in force whatever has changed, then unlocks and answers.
     fn step(&mut self, now: Instant) {
         if self.synced && self.own.is_some() {
+            self.tell_nodes();
             self.tell_addresses();
             self.tell_exits();
             if !self.active {
@@ -271,12 +284,29 @@ impl<E: Enforcer> Engine<E> {
             }
         }
         self.expire(now);
-        let published = Published { active: self.active, synced: self.synced, nodes: self.nodes.clone() };
+        let changes = std::mem::take(&mut self.unpublished);
+        let changed = u64::from(!changes.is_empty());
+        // Whoever has panicked with it had taken all, or nothing.
+        self.node_changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
         self.published.send_if_modified(|there| {
-            let changed = *there != published;
-            *there = published;
-            changed
+            let before = *there;
+            let node_changes = before.node_changes + changed;
+            *there = Published { active: self.active, synced: self.synced, node_changes };
+            *there != before
         });
+    }
+
+    fn tell_nodes(&mut self) {
+        if self.untold_nodes.is_empty() {
+            return;
+        }
+        let result = self.enforcer.set_nodes(&self.untold_nodes);
+        if result.is_ok() {
+            self.untold_nodes.clear();
+        } else {
+            self.retry_at.get_or_insert(Instant::now() + RETRY);
+        }
+        self.note("nodes", result.err().map(|e| format!("telling other nodes to the datapath: {e}")));
     }
 
     fn tell_addresses(&mut self) {
@@ -284,15 +314,8 @@ impl<E: Enforcer> Engine<E> {
             return;
         }
         let mut own = self.own.clone().unwrap_or_default();
-        let mut others = Vec::new();
-        for (name, node) in self.nodes.iter() {
-            if *name == self.options.node_name {
-                own.extend(node.addresses.iter().copied());
-            } else {
-                others.push(node);
-            }
-        }
-        let result = self.enforcer.set_addresses(&own, &self.index.service_addresses(), &others);
+        own.extend(self.index.node(&self.options.node_name).iter().flat_map(|node| &node.addresses));
+        let result = self.enforcer.set_addresses(&own, &self.index.service_addresses());
         self.addresses_told = result.is_ok();
         if result.is_err() {
             self.retry_at.get_or_insert(Instant::now() + RETRY);
@@ -301,10 +324,12 @@ impl<E: Enforcer> Engine<E> {
     }
 
     fn tell_exits(&mut self) {
-        let Some(exits) = &self.exits else { return };
-        let result = self.enforcer.set_exits(exits);
+        if self.untold_exits.is_empty() {
+            return;
+        }
+        let result = self.enforcer.set_exits(&self.untold_exits);
         if result.is_ok() {
-            self.exits = None;
+            self.untold_exits.clear();
         } else {
             self.retry_at.get_or_insert(Instant::now() + RETRY);
         }
@@ -313,7 +338,8 @@ impl<E: Enforcer> Engine<E> {
 
     /// Commits, applies, unlocks, answers.
     fn put_in_force(&mut self, now: Instant) {
-        self.retry_at = if self.addresses_told && self.exits.is_none() { None } else { Some(now + RETRY) };
+        let told = self.addresses_told && self.untold_nodes.is_empty() && self.untold_exits.is_empty();
+        self.retry_at = (!told).then(|| now + RETRY);
         let mut delta = self.compiler.commit();
         self.report_overflow();
         if let Some(older) = self.pending.take() {

@@ -55,7 +55,7 @@ impl<E: Enforcer> Engine<E> {
             ("namespaces", stats.namespaces),
             ("pods", stats.pods),
             ("policies", stats.policies),
-            ("nodes", self.nodes.len()),
+            ("nodes", self.index.node_count()),
             ("endpoints", stats.endpoints),
             ("selectors", stats.selectors),
             ("blocks", stats.blocks),

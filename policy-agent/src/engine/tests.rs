@@ -9,7 +9,7 @@ use std::time::Duration;
 use fairlead_api::{ApiError, Attachment, EndpointCounters, EndpointStatus, ErrorCode, Mac, PodRef};
 use fairlead_index::{Batch, Change, Kind, ObjectId, Parsed, kubernetes};
 use fairlead_policy::compiler::{Compiler, Limits};
-use fairlead_policy::model::ObjectKey;
+use fairlead_policy::model::{NodeChanges, ObjectKey};
 use fairlead_policy::tables::{Delta, Slot};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -25,7 +25,8 @@ enum Done {
     Apply(Delta),
     Unlock(Slot),
     Remove(Slot),
-    Addresses(usize, usize, usize),
+    Addresses(usize, usize),
+    Nodes(Vec<(String, bool)>),
     Exits(usize),
     Uplink(u32),
     Overlay(u32),
@@ -39,6 +40,8 @@ struct World {
     failing: usize,
     /// Answer of every register.
     refuse: Option<EnforcerError>,
+    /// The next change of nodes fails.
+    refuse_nodes: bool,
 }
 
 /// An enforcer in memory that checks the order of what is done to it.
@@ -105,9 +108,18 @@ impl Enforcer for Fake {
         &mut self,
         own: &BTreeSet<IpAddr>,
         services: &BTreeSet<IpAddr>,
-        nodes: &[&fairlead_policy::model::Node],
     ) -> Result<(), EnforcerError> {
-        self.push(Done::Addresses(own.len(), services.len(), nodes.len()));
+        self.push(Done::Addresses(own.len(), services.len()));
+        Ok(())
+    }
+
+    fn set_nodes(&mut self, changes: &NodeChanges) -> Result<(), EnforcerError> {
+        let told = changes.iter().map(|(name, node)| (name.to_string(), node.is_some())).collect();
+        let mut world = self.world.lock().unwrap();
+        world.done.push(Done::Nodes(told));
+        if std::mem::take(&mut world.refuse_nodes) {
+            return Err(EnforcerError::Kernel("map tunnels4: full".to_owned()));
+        }
         Ok(())
     }
 
@@ -493,7 +505,7 @@ async fn a_new_agent_takes_over_before_it_is_in_force() {
         matches!(
             &done[..],
             [
-                Done::Addresses(1, 0, 0),
+                Done::Addresses(1, 0),
                 Done::Register(5),
                 Done::Register(6),
                 Done::Apply(_),
@@ -545,7 +557,20 @@ async fn services_and_nodes_reach_the_datapath() {
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n2"},
                "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.2"}]}}),
     ]);
-    assert_eq!(engine.done().await, [Done::Addresses(1, 2, 1)]);
+    let told = |name: &str, there| Done::Nodes(vec![(name.to_owned(), there)]);
+    assert_eq!(engine.done().await, [told("n2", true), Done::Addresses(1, 2)]);
+    let taken = engine.handle.take_node_changes();
+    assert_eq!(taken.keys().map(|name| &**name).collect::<Vec<_>>(), ["n1", "n2"]);
+    assert_eq!(engine.published.borrow().node_changes, 2);
+    // Of what fails nothing is lost, and what has not changed is not told.
+    engine.world.lock().unwrap().refuse_nodes = true;
+    let gone = ObjectId { kind: Kind::Node, key: ObjectKey::new("", "n2") };
+    engine.handle.tell(Message::Batch(Batch { changes: vec![Change::Delete(gone)], problems: Vec::new() }));
+    assert!(engine.snapshot().await.problems.iter().any(|p| p.message.contains("map tunnels4: full")));
+    engine.batch(&[node()]);
+    assert_eq!(engine.done().await, [told("n2", false), told("n2", false)]);
+    assert_eq!(engine.snapshot().await.problems, []);
+    assert_eq!(engine.handle.take_node_changes(), [("n2".into(), None)].into());
     let uplink = engine.handle.ask(|reply| Message::Uplink(3, reply)).await.unwrap();
     assert_eq!((uplink, engine.done().await), (Ok(()), vec![Done::Uplink(3)]));
     let overlay = engine.handle.ask(|reply| Message::Overlay(4, reply)).await.unwrap();

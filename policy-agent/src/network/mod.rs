@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fairlead_api::NodeInfo;
-use fairlead_datapath::Exits;
 use fairlead_policy::model::Node;
 use futures_util::StreamExt as _;
+use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -24,6 +24,7 @@ use crate::host::install;
 use crate::settings::Settings;
 
 use links::{Interface, Interfaces, Notice};
+use plan::{Plan, Site};
 use routes::Routes;
 
 pub(crate) use nft::{Closed, Ruleset};
@@ -65,8 +66,10 @@ pub struct Network {
     own: Option<BTreeSet<std::net::IpAddr>>,
     /// Interfaces that have the uplink's programs.
     attached: BTreeSet<u32>,
-    /// What the engine was told of [`plan::Plan::exits`].
-    exits: Option<Exits>,
+    /// What is known of nodes, and what is to be made of it.
+    plan: Plan,
+    /// What is not masqueraded: pod CIDRs and addresses of all nodes, and what is excluded.
+    inside: nft::Inside,
     table: nft::Table,
     /// The interfaces as last listed, where nothing has changed since.
     interfaces: Option<Interfaces>,
@@ -90,6 +93,8 @@ impl Network {
     ) -> std::io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
+        let mut inside = nft::Inside::default();
+        inside.add(settings.masquerade_exclude.iter().copied());
         Ok(Self {
             settings,
             frozen,
@@ -101,7 +106,8 @@ impl Network {
             overlay: None,
             own: None,
             attached: BTreeSet::new(),
-            exits: None,
+            plan: Plan::default(),
+            inside,
             table: nft::Table::default(),
             interfaces: None,
             distrust: true,
@@ -116,7 +122,7 @@ impl Network {
     pub async fn run(mut self) -> std::io::Result<()> {
         let mut notices = links::notices()?;
         loop {
-            let seen = self.published.borrow_and_update().clone();
+            let seen = *self.published.borrow_and_update();
             let result = self.round(&seen).await;
             let wait =
                 if result.waiting_for.is_none() && result.problems.is_empty() { REGULARLY } else { RETRY };
@@ -176,8 +182,19 @@ impl Network {
         }
     }
 
+    /// Takes what has become of nodes since the last round.
+    fn take_nodes(&mut self) {
+        let changes = self.engine.take_node_changes();
+        for (name, node) in &changes {
+            self.inside.remove(self.plan.node(name).iter().flat_map(|node| networks(node)));
+            self.inside.add(node.iter().flat_map(|node| networks(node)));
+        }
+        self.plan.take(changes);
+    }
+
     /// Looks at everything once and puts it right.
     async fn round(&mut self, published: &Published) -> Readiness {
+        self.take_nodes();
         let before = self.readiness.borrow().clone();
         let distrust = std::mem::take(&mut self.distrust);
         if distrust {
@@ -230,7 +247,7 @@ impl Network {
             return Err("the state of the world is not known yet".to_owned());
         }
         let name = &self.settings.node_name.clone();
-        let node = published.nodes.get(name).ok_or_else(|| format!("Node {name} is not known"))?;
+        let node = &self.plan.node(name).cloned().ok_or_else(|| format!("Node {name} is not known"))?;
         if node.pod_cidrs.is_empty() {
             return Err(format!("Node {name} has no pod CIDR of its own"));
         }
@@ -263,27 +280,20 @@ impl Network {
         let ipv6 = node.pod_cidrs.iter().any(|c| c.is_ipv6());
         let journal = sysctl_journal(&self.settings.run);
         now.problems.extend(sysctl::set(&uplink.name, ipv6, &journal));
-        let plan = plan::plan(&plan::Site {
-            own: name,
-            nodes: &published.nodes,
-            interfaces,
-            uplink,
-            routing: self.settings.routing,
-            overlay: overlay.map(|interface| plan::Overlay { interface, id: self.settings.vxlan_id }),
-            mtu: self.settings.mtu.unwrap_or(mtu),
-        });
-        let unreached = self.routes.reconcile(&plan).await;
+        let device = overlay.map(|interface| plan::Overlay { interface, id: self.settings.vxlan_id });
+        let mtu = self.settings.mtu.unwrap_or(mtu);
+        self.plan.work_out(&Site::new(node, interfaces, uplink, self.settings.routing, device, mtu));
+        let unreached = self.routes.reconcile(&mut self.plan).await;
         // The programs leave to the routes where a packet goes: without one it is the stack's.
         let straight = self.settings.fast_path_between_nodes && unreached.is_empty();
-        let exits = if straight { plan.exits } else { Exits::new() };
-        if self.exits.as_ref() != Some(&exits) {
-            self.engine.tell(Message::Exits(exits.clone()));
-            self.exits = Some(exits);
+        let exits = self.plan.take_exits(straight);
+        if !exits.is_empty() {
+            self.engine.tell(Message::Exits(exits));
         }
         now.problems.extend(unreached);
-        now.problems.extend(plan.problems);
-        let table = self.contents(published, node, overlay);
-        if let Err(e) = self.table.ensure(&table) {
+        now.problems.extend(self.plan.problems());
+        let table = self.contents(node, overlay);
+        if let Err(e) = self.table.ensure(&table, &mut self.inside) {
             now.problems.push(format!("nftables, table inet fairlead: {e}"));
         }
         if !published.active {
@@ -292,7 +302,7 @@ impl Network {
         let info = NodeInfo {
             node_name: name.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
-            mtu: self.settings.mtu.unwrap_or(mtu),
+            mtu,
             frozen: self.frozen.clone(),
             add_timeout_ms: u64::try_from(self.settings.add_timeout.as_millis()).unwrap_or(u64::MAX),
         };
@@ -370,19 +380,21 @@ impl Network {
     }
 
     /// What the table of nftables is to hold.
-    fn contents(&self, published: &Published, own: &Node, overlay: Option<u32>) -> nft::Contents {
-        let cidrs = published.nodes.values().flat_map(|node| node.pod_cidrs.iter().copied());
-        let addresses = published.nodes.values().flat_map(|node| &node.addresses).map(|a| (*a).into());
-        let excluded = self.settings.masquerade_exclude.iter().copied();
+    fn contents(&self, own: &Node, overlay: Option<u32>) -> nft::Contents {
+        let pods = own.pod_cidrs.iter().filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok());
         nft::Contents {
             masquerade: self.settings.masquerade,
-            pods: nft::maximal(own.pod_cidrs.iter().copied()),
-            inside: nft::maximal(cidrs.chain(addresses).chain(excluded)),
+            pods: pods.collect(),
             exits: self.attached.iter().copied().chain(overlay).collect(),
             mark_mask: self.settings.mark_mask,
             overlay_port: overlay.map(|_| self.settings.vxlan_port),
         }
     }
+}
+
+/// A node's pod CIDRs and addresses.
+fn networks(node: &Node) -> impl Iterator<Item = IpNetwork> {
+    node.pod_cidrs.iter().copied().chain(node.addresses.iter().map(|address| (*address).into()))
 }
 
 /// Installs the CNI executable, which lies beside this one.

@@ -1,14 +1,24 @@
-//! Which routes there should be. Pure.
+//! Which routes there should be, kept node by node. Pure.
+//!
+//! What a node contributes depends on it and on this node alone ([`Site`]), so a change of one is worked out and
+//! programmed for that one, however many there are. Pod CIDRs do not overlap: the index sees to it. Two nodes may claim
+//! one address all the same: then the first by name has it.
+
+mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use fairlead_datapath::{Exit, Exits};
-use fairlead_policy::model::Node;
+use fairlead_policy::claims::Claims;
+use fairlead_policy::model::{Node, NodeChanges};
 use ipnetwork::IpNetwork;
 
-use super::links::{Interface, Interfaces};
 use crate::settings::Routing;
+use site::Part;
+
+pub use site::{Overlay, Site};
 
 /// Metric of the routes that catch what no pod has: behind every other.
 pub const LAST_METRIC: u32 = 0xffff_fff0;
@@ -36,6 +46,9 @@ pub struct Route {
     /// How it gets there.
     pub by: Way,
 }
+
+/// What at most one [`Route`] goes to: table and destination.
+pub type Place = (u32, IpNetwork);
 
 /// How a [`Route`] goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,47 +80,6 @@ pub enum Way {
     Unreachable,
 }
 
-/// The overlay device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overlay {
-    /// Its index.
-    pub interface: u32,
-    /// Network identifier of what is sent.
-    pub id: u32,
-}
-
-/// What a node has to plan with.
-#[derive(Clone, Copy, Debug)]
-pub struct Site<'a> {
-    /// Name of this node.
-    pub own: &'a str,
-    /// All nodes.
-    pub nodes: &'a BTreeMap<String, Node>,
-    /// Its interfaces.
-    pub interfaces: &'a Interfaces,
-    /// The one towards the other nodes.
-    pub uplink: &'a Interface,
-    /// How to reach them.
-    pub routing: Routing,
-    /// The overlay device, where [`Routing::tunnels`].
-    pub overlay: Option<Overlay>,
-    /// MTU of pods in bytes.
-    pub mtu: u32,
-}
-
-/// What there should be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Routes.
-    pub routes: BTreeSet<Route>,
-    /// From where packets ask table [`PODS`] first.
-    pub sources: BTreeSet<IpNetwork>,
-    /// How packets for other nodes' pods leave past the host's stack: where one interface leads to all of them.
-    pub exits: Exits,
-    /// What stands in the way of some.
-    pub problems: Vec<String>,
-}
-
 /// MTU of pods and of the overlay device, in bytes: what fits to every node, so that it need not change
 /// when nodes come and go.
 pub fn mtu(uplink: u32, routing: Routing, own: &Node) -> u32 {
@@ -116,178 +88,184 @@ pub fn mtu(uplink: u32, routing: Routing, own: &Node) -> u32 {
     uplink.saturating_sub(overhead)
 }
 
-/// Works out routes.
-///
-/// Of nodes with the same pod CIDR the first by name has it, and nothing takes addresses from this node.
-pub fn plan(site: &Site<'_>) -> Plan {
-    let Site { own, nodes, .. } = *site;
-    let mut plan = Plan::default();
-    let Plan { routes, problems, exits, .. } = &mut plan;
-    let near = Near::of(site);
-    let own_cidrs = nodes.get(own).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
-    let mut holders: BTreeMap<(IpAddr, u8), &str> = BTreeMap::new();
-    let mut tunnelled = [false; 2];
-    for (name, node) in nodes {
-        let mut families = [false; 2];
-        // By family: the one way to all of the node's pods, and whether there is none.
-        let mut exit = [Exit::default(); 2];
-        let mut reached = [true; 2];
-        for cidr in &node.pod_cidrs {
-            let Ok(to) = IpNetwork::new(cidr.network(), cidr.prefix()) else { continue };
-            if to.prefix() == 0 {
-                problems.push(format!("no route to {to} of Node {name}: that is every address"));
+/// A node, and what it contributes.
+#[derive(Debug)]
+struct Known {
+    node: Arc<Node>,
+    part: Part,
+}
+
+/// What there should be, and what of it has changed.
+#[derive(Debug, Default)]
+pub struct Plan {
+    site: Option<Site>,
+    nodes: BTreeMap<Arc<str>, Known>,
+    /// Nodes whose part is to be worked out anew.
+    stale: BTreeSet<Arc<str>>,
+    /// Who has a route to a place; the first one's by name holds.
+    places: Claims<Place, Arc<str>>,
+    /// Nodes with problems.
+    troubled: BTreeSet<Arc<str>>,
+    /// How those places were reached, at [`Self::settled`], that may be reached otherwise now.
+    before: BTreeMap<Place, Option<Way>>,
+    /// Nodes whose exits may be others than were told.
+    exits: BTreeSet<Arc<str>>,
+    /// Exits were told.
+    straight: bool,
+}
+
+impl Plan {
+    /// Takes changes of nodes, this one among them. They count from the next [`Self::work_out`] on.
+    pub fn take(&mut self, changes: NodeChanges) {
+        for (name, node) in changes {
+            let Some(node) = node else {
+                self.exchange(&name, Part::default());
+                self.nodes.remove(&name);
+                self.stale.remove(&name);
                 continue;
+            };
+            match self.nodes.get_mut(&name) {
+                Some(known) => known.node = node,
+                None => drop(self.nodes.insert(name.clone(), Known { node, part: Part::default() })),
             }
-            if name == own {
-                routes.insert(Route { table: MAIN, to, by: Way::Unreachable });
-                continue;
-            }
-            if site.routing == Routing::None {
-                continue;
-            }
-            let family = usize::from(to.is_ipv6());
-            if let Some(mine) = own_cidrs.iter().find(|mine| mine.prefix() > 0 && overlap(mine, &to)) {
-                problems
-                    .push(format!("no route to {to} of Node {name}: it overlaps {mine} of this node, {own}"));
-                reached[family] = false;
-                continue;
-            }
-            let holder = *holders.entry((to.network(), to.prefix())).or_insert(name);
-            if holder != name {
-                problems.push(format!("no route to {to} of Node {name}: Node {holder} has it already"));
-                reached[family] = false;
-                continue;
-            }
-            match near.way(site, node, to.is_ipv6()) {
-                Ok(by) => {
-                    families[family] |= matches!(by, Way::Overlay { .. });
-                    exit[family] = exit_by(site, &by);
-                    routes.insert(Route { table: MAIN, to, by });
-                }
-                Err(why) => {
-                    reached[family] = false;
-                    problems.push(format!("no route to {to} of Node {name}: {why}"));
-                }
-            }
-        }
-        for (exit, reached) in exit.iter_mut().zip(reached) {
-            if !reached {
-                *exit = Exit::default();
-            }
-        }
-        if exit != [Exit::default(); 2] {
-            exits.insert(name.clone(), exit);
-        }
-        for address in node.addresses.iter().filter(|a| families[usize::from(a.is_ipv6())]) {
-            if let Ok(by) = near.tunnel(site, node) {
-                tunnelled[usize::from(address.is_ipv6())] = true;
-                routes.insert(Route { table: PODS, to: (*address).into(), by });
-            }
-        }
-    }
-    let sources = own_cidrs.iter().filter(|c| c.prefix() > 0 && tunnelled[usize::from(c.is_ipv6())]);
-    plan.sources = sources.filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok()).collect();
-    plan
-}
-
-/// The interface of a way, and what fits into it.
-fn exit_by(site: &Site<'_>, by: &Way) -> Exit {
-    match by {
-        Way::Gateway { interface, .. } => {
-            let mtu = site.interfaces.0.get(interface).map_or(0, |i| i.mtu);
-            Exit { ifindex: *interface, mtu }
-        }
-        Way::Overlay { interface, mtu, .. } => Exit { ifindex: *interface, mtu: *mtu },
-        Way::Unreachable => Exit::default(),
-    }
-}
-
-/// What is on this node's links, and under which addresses it can be reached itself.
-struct Near {
-    /// The uplink's first.
-    networks: Vec<(IpNetwork, u32)>,
-    /// Whether the uplink's own address of a family has no network around it.
-    alone: [bool; 2],
-    /// This node's address by family.
-    own: [Option<IpAddr>; 2],
-}
-
-impl Near {
-    fn of(site: &Site<'_>) -> Self {
-        let mut networks = Vec::new();
-        let others = site.interfaces.exits().filter(|i| i.index != site.uplink.index);
-        for interface in std::iter::once(site.uplink).chain(others) {
-            let wide = interface.networks.iter().filter(|n| {
-                let link_local = matches!(n.ip(), IpAddr::V6(a) if a.is_unicast_link_local());
-                n.prefix() < length(n.is_ipv6()) && !link_local
-            });
-            networks.extend(wide.map(|n| (*n, interface.index)));
-        }
-        let own_addresses =
-            site.nodes.get(site.own).map(|node| node.addresses.as_slice()).unwrap_or_default();
-        let alone = [false, true].map(|ipv6| {
-            let own = |n: &&IpNetwork| n.is_ipv6() == ipv6 && own_addresses.contains(&n.ip());
-            site.uplink.networks.iter().find(own).is_some_and(|n| n.prefix() == length(ipv6))
-        });
-        let own = [false, true].map(|ipv6| own_addresses.iter().copied().find(|a| a.is_ipv6() == ipv6));
-        Self { networks, alone, own }
-    }
-
-    /// The way to a node's pods of a family.
-    fn way(&self, site: &Site<'_>, node: &Node, ipv6: bool) -> Result<Way, String> {
-        match site.routing {
-            Routing::Vxlan => self.tunnel(site, node),
-            Routing::Auto => self.gateway(site, node, ipv6).map_or_else(|| self.tunnel(site, node), Ok),
-            Routing::Direct | Routing::None => {
-                let Some(address) = node.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6) else {
-                    return Err("the node has no address of that family".to_owned());
-                };
-                // Where nodes have /32 or /128 addresses, others are on the link all the same.
-                let alone = self.alone[usize::from(ipv6)];
-                let on_link = alone.then(|| onto(site, address, site.uplink.index));
-                self.gateway(site, node, ipv6).or(on_link).ok_or_else(|| {
-                    format!("{address} is on no link of this node (routing auto would use the overlay)")
-                })
-            }
+            self.stale.insert(name);
         }
     }
 
-    fn gateway(&self, site: &Site<'_>, node: &Node, ipv6: bool) -> Option<Way> {
-        let of_family = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
-        let found = of_family.filter_map(|address| {
-            let place = self.networks.iter().position(|(network, _)| network.contains(*address))?;
-            Some((place, *address))
-        });
-        let (place, address) = found.min()?;
-        Some(onto(site, address, self.networks.get(place)?.1))
+    /// A node, as it was taken last.
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        Some(&self.nodes.get(name)?.node)
     }
 
-    fn tunnel(&self, site: &Site<'_>, node: &Node) -> Result<Way, String> {
-        let Some(overlay) = site.overlay else { return Err("there is no overlay device".to_owned()) };
-        let ends = [false, true].into_iter().find_map(|ipv6| {
-            let other = node.addresses.iter().copied().find(|a| a.is_ipv6() == ipv6)?;
-            Some((self.own[usize::from(ipv6)]?, other, OVERHEAD[usize::from(ipv6)]))
-        });
-        let (source, destination, overhead) =
-            ends.ok_or_else(|| "this node and that one have no addresses of a common family".to_owned())?;
-        let mtu = site.uplink.mtu.saturating_sub(overhead);
-        Ok(Way::Overlay { interface: overlay.interface, id: overlay.id, source, destination, mtu })
+    /// Works out what has changed; all of it only where this node has.
+    pub fn work_out(&mut self, site: &Site) {
+        if self.site.as_ref() != Some(site) {
+            self.site = Some(site.clone());
+            self.stale = self.nodes.keys().cloned().collect();
+        }
+        for name in std::mem::take(&mut self.stale) {
+            let Some(known) = self.nodes.get(&name) else { continue };
+            let part = site.part(&known.node);
+            self.exchange(&name, part);
+        }
+    }
+
+    /// Puts a node's part in the place of what it was.
+    fn exchange(&mut self, name: &Arc<str>, part: Part) {
+        let Some(known) = self.nodes.get(name) else { return };
+        if known.part == part {
+            return;
+        }
+        let mut places: BTreeSet<Place> = BTreeSet::new();
+        for (some, others) in [(&known.part, &part), (&part, &known.part)] {
+            places.extend(some.routes.iter().filter(|r| !others.routes.contains(r)).map(|(place, _)| *place));
+        }
+        if known.part.exit != part.exit {
+            self.exits.insert(name.clone());
+        }
+        if part.problems.is_empty() {
+            self.troubled.remove(name)
+        } else {
+            self.troubled.insert(name.clone())
+        };
+        for place in &places {
+            if !self.before.contains_key(place) {
+                self.before.insert(*place, self.way(place).cloned());
+            }
+            if part.routes.iter().any(|(p, _)| p == place) {
+                self.places.claim(*place, name.clone());
+            } else {
+                self.places.release(place, name);
+            }
+        }
+        if let Some(known) = self.nodes.get_mut(name) {
+            known.part = part;
+        }
+    }
+
+    /// How a node would have a place reached.
+    fn way_of(&self, name: &Arc<str>, place: &Place) -> Option<&Way> {
+        self.nodes.get(name)?.part.routes.iter().find(|(p, _)| p == place).map(|(_, by)| by)
+    }
+
+    /// How a place is to be reached.
+    fn way(&self, place: &Place) -> Option<&Way> {
+        self.way_of(self.places.first(place)?, place)
+    }
+
+    /// All routes.
+    pub fn routes(&self) -> BTreeSet<Route> {
+        self.places
+            .range(..)
+            .filter_map(|(place, name)| Some(route(*place, self.way_of(name, place)?)))
+            .collect()
+    }
+
+    /// Routes that are there now and were not at [`Self::settled`], and those that were and are not now.
+    pub fn changes(&self) -> (BTreeSet<Route>, BTreeSet<Route>) {
+        let (mut come, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        for (place, before) in &self.before {
+            let now = self.way(place);
+            if now != before.as_ref() {
+                come.extend(now.map(|by| route(*place, by)));
+                gone.extend(before.as_ref().map(|by| route(*place, by)));
+            }
+        }
+        (come, gone)
+    }
+
+    /// The kernel has all of it.
+    pub fn settled(&mut self) {
+        self.before.clear();
+    }
+
+    /// From where packets ask table [`PODS`] first: this node's pod CIDRs, where that table knows of any address of
+    /// their family.
+    pub fn sources(&self) -> BTreeSet<IpNetwork> {
+        let first = self.places.range((PODS, IpNetwork::from(IpAddr::from([0; 4])))..).next();
+        let last = self.places.range(..).next_back();
+        let of = |entry: Option<(&Place, _)>, ipv6| {
+            entry.is_some_and(|((table, to), _)| *table == PODS && to.is_ipv6() == ipv6)
+        };
+        let families = [of(first, false), of(last, true)];
+        self.site.iter().flat_map(|site| site.pods(families)).collect()
+    }
+
+    /// What stands in the way of some.
+    pub fn problems(&self) -> Vec<String> {
+        let troubled = self.troubled.iter().filter_map(|name| self.nodes.get(name));
+        let mut problems: Vec<String> = troubled.flat_map(|known| &known.part.problems).cloned().collect();
+        for (place, others) in self.places.disputed() {
+            let Some(holder) = self.places.first(place) else { continue };
+            let differing = others.iter().filter(|name| self.way_of(name, place) != self.way(place));
+            let to = place.1;
+            problems.extend(
+                differing
+                    .map(|name| format!("no route to {to} of Node {name}: Node {holder} has it already")),
+            );
+        }
+        problems
+    }
+
+    /// How packets for other nodes' pods leave past the host's stack, as far as that has changed since the last
+    /// call; where they may not go `straight`, they do not.
+    pub fn take_exits(&mut self, straight: bool) -> Exits {
+        let mut changed = std::mem::take(&mut self.exits);
+        let before = std::mem::replace(&mut self.straight, straight);
+        if before != straight {
+            let with = self.nodes.iter().filter(|(_, known)| known.part.exit != [Exit::default(); 2]);
+            changed.extend(with.map(|(name, _)| name.clone()));
+        }
+        if !before && !straight {
+            return Exits::new();
+        }
+        let exit = |name: &Arc<str>| self.nodes.get(name).filter(|_| straight).map(|known| known.part.exit);
+        changed.into_iter().map(|name| (name.clone(), exit(&name).unwrap_or_default())).collect()
     }
 }
 
-/// The way to a node on the link of this interface.
-fn onto(site: &Site<'_>, address: IpAddr, interface: u32) -> Way {
-    let fits = site.interfaces.0.get(&interface).map_or(0, |i| i.mtu);
-    Way::Gateway { address, interface, mtu: (site.mtu < fits).then_some(site.mtu) }
-}
-
-fn length(ipv6: bool) -> u8 {
-    if ipv6 { 128 } else { 32 }
-}
-
-/// Whether two networks have addresses in common: one holds the other then.
-fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
+fn route((table, to): Place, by: &Way) -> Route {
+    Route { table, to, by: by.clone() }
 }
 
 /// The next hop of everything on the overlay device; the tunnel says where it really goes. One for all

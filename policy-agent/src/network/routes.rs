@@ -25,8 +25,9 @@ type Place = (u32, IpNetwork, u32);
 /// Fairlead's routes and rules.
 pub(super) struct Routes {
     handle: Handle,
-    /// What the kernel has, where that is known: else it is asked first.
-    there: Option<(BTreeSet<Route>, BTreeSet<IpNetwork>)>,
+    /// The rules that the kernel has, where it is known that it has them and every route of the plan as that was
+    /// settled last: else it is asked first.
+    there: Option<BTreeSet<IpNetwork>>,
     /// Changes that the kernel was told of so far.
     pub(super) changes: u64,
 }
@@ -41,26 +42,44 @@ impl Routes {
         self.there = None;
     }
 
-    /// Makes the kernel have these routes and rules of Fairlead's and no others; returns what went
+    /// Makes the kernel have the plan's routes and rules of Fairlead's and no others; returns what went
     /// wrong. What others have stays as it is, also where it is in the way.
-    pub(super) async fn reconcile(&mut self, plan: &Plan) -> Vec<String> {
-        // Where it is known what is there, only what differs is looked at.
-        let (wanted, routes, rules) = match self.there.take() {
-            Some((routes, rules)) => (
-                plan.routes.difference(&routes).cloned().collect(),
-                routes.difference(&plan.routes).map(|r| (message(r), Some(r.clone()))).collect(),
-                rules.into_iter().map(|r| (rule(&r), Some(r))).collect(),
-            ),
-            None => match (routes(&self.handle).await, rules(&self.handle).await) {
-                (Ok(routes), Ok(rules)) => (plan.routes.clone(), routes, rules),
-                (Err(e), _) | (_, Err(e)) => return vec![format!("listing routes and rules: {e}")],
-            },
+    pub(super) async fn reconcile(&mut self, plan: &mut Plan) -> Vec<String> {
+        let sources = plan.sources();
+        // Where it is known what is there, only what has changed is looked at.
+        let problems = match self.there.take() {
+            Some(rules) => {
+                let (come, gone) = plan.changes();
+                let gone = gone.into_iter().map(|r| (message(&r), Some(r))).collect();
+                let rules = rules.into_iter().map(|r| (rule(&r), Some(r))).collect();
+                self.put(&come, gone, &sources, rules).await
+            }
+            None => self.replace(&plan.routes(), &sources).await,
         };
-        let mut problems = self.put_routes(&wanted, routes).await;
-        problems.extend(self.put_rules(&plan.sources, rules).await);
         if problems.is_empty() {
-            self.there = Some((plan.routes.clone(), plan.sources.clone()));
+            self.there = Some(sources);
+            plan.settled();
         }
+        problems
+    }
+
+    /// As [`Self::reconcile`], whatever the kernel has.
+    async fn replace(&mut self, wanted: &BTreeSet<Route>, sources: &BTreeSet<IpNetwork>) -> Vec<String> {
+        match (routes(&self.handle).await, rules(&self.handle).await) {
+            (Ok(routes), Ok(rules)) => self.put(wanted, routes, sources, rules).await,
+            (Err(e), _) | (_, Err(e)) => vec![format!("listing routes and rules: {e}")],
+        }
+    }
+
+    async fn put(
+        &mut self,
+        wanted: &BTreeSet<Route>,
+        routes: Vec<(RouteMessage, Option<Route>)>,
+        sources: &BTreeSet<IpNetwork>,
+        rules: Vec<(RuleMessage, Option<IpNetwork>)>,
+    ) -> Vec<String> {
+        let mut problems = self.put_routes(wanted, routes).await;
+        problems.extend(self.put_rules(sources, rules).await);
         problems
     }
 

@@ -9,7 +9,7 @@ use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 use super::plan::{Overlay, Plan, Site};
 use super::*;
 use crate::settings::Routing;
-use routes::tests::in_namespace;
+use routes::tests::{in_namespace, there};
 
 fn ip(words: &str) -> String {
     let output = Command::new("ip").args(words.split(' ')).output().unwrap();
@@ -46,21 +46,23 @@ fn nodes(others: u32) -> BTreeMap<String, Node> {
     (0..=others).map(node).collect()
 }
 
-async fn planned(handle: &Handle, nodes: &BTreeMap<String, Node>, wanted: &overlay::Wanted) -> Plan {
+/// The first node's, as it works it out once it knows what these nodes are.
+async fn planned(handle: &Handle, plan: &mut Plan, nodes: &BTreeMap<String, Node>, wanted: &overlay::Wanted) {
     let interfaces = links::interfaces(handle).await.unwrap();
     let index = overlay::make(handle, wanted).await.unwrap();
     overlay::set_up(handle, &interfaces, index, wanted).await.unwrap();
-    let plan = plan::plan(&Site {
-        own: "node-0",
-        nodes,
-        interfaces: &interfaces,
-        uplink: interfaces.by_name("up0").unwrap(),
-        routing: Routing::Vxlan,
-        overlay: Some(Overlay { interface: index, id: 5 }),
-        mtu: wanted.mtu,
-    });
-    assert_eq!(plan.problems, Vec::<String>::new());
-    plan
+    plan.take(nodes.iter().map(|(name, node)| (name.as_str().into(), Some(node.clone().into()))).collect());
+    let uplink = interfaces.by_name("up0").unwrap();
+    let overlay = Overlay { interface: index, id: 5 };
+    plan.work_out(&Site::new(
+        &nodes["node-0"],
+        &interfaces,
+        uplink,
+        Routing::Vxlan,
+        Some(overlay),
+        wanted.mtu,
+    ));
+    assert_eq!(plan.problems(), Vec::<String>::new());
 }
 
 fn wanted(port: u16, mtu: u32) -> overlay::Wanted {
@@ -76,9 +78,10 @@ fn the_overlay_is_one_device_and_a_tunnel_in_each_route() {
         uplink(&handle).await;
         let before = (ip("rule"), ip("-6 rule"), ip("route show table all proto 70"));
         let mut routes = Routes::new(handle.clone());
-        let plan = planned(&handle, &nodes(2), &wanted(8472, 1450)).await;
+        let mut plan = Plan::default();
+        planned(&handle, &mut plan, &nodes(2), &wanted(8472, 1450)).await;
         for _ in 0..2 {
-            assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+            assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
             // A list of the kernel's is as good as what is remembered.
             routes.distrust();
         }
@@ -104,8 +107,8 @@ fn the_overlay_is_one_device_and_a_tunnel_in_each_route() {
         // One node's address changes: its routes alone are told, and nothing of it is left.
         let mut moved = nodes(2);
         moved.get_mut("node-2").unwrap().addresses[0] = "192.0.2.33".parse().unwrap();
-        let plan = planned(&handle, &moved, &wanted(8472, 1450)).await;
-        assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+        planned(&handle, &mut plan, &moved, &wanted(8472, 1450)).await;
+        assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
         // Two CIDRs and the IPv6 address by the new tunnel, the new IPv4 address, and the old one's end.
         assert_eq!(routes.changes - changes, 5);
         let all = ip("route show table all proto 70");
@@ -113,10 +116,11 @@ fn the_overlay_is_one_device_and_a_tunnel_in_each_route() {
         assert!(!all.contains("192.0.2.3 "), "{all}");
 
         // Another port is another device, and another MTU is not.
-        planned(&handle, &moved, &wanted(8473, 1400)).await;
+        planned(&handle, &mut plan, &moved, &wanted(8473, 1400)).await;
         let link = ip("-d link show fl-overlay");
         assert!(link.contains("mtu 1400") && link.contains("dstport 8473"), "{link}");
-        assert_eq!(routes.reconcile(&Plan::default()).await, Vec::<String>::new());
+        routes.distrust();
+        assert_eq!(routes.reconcile(&mut Plan::default()).await, Vec::<String>::new());
         let interfaces = links::interfaces(&handle).await.unwrap();
         overlay::remove(&handle, overlay::index(&interfaces).unwrap()).await.unwrap();
         assert_eq!((ip("rule"), ip("-6 rule"), ip("route show table all proto 70")), before);
@@ -133,15 +137,56 @@ fn a_node_that_comes_or_goes_costs_the_same_among_ten_and_a_thousand() {
         uplink(&handle).await;
         let mut costs = Vec::new();
         let mut routes = Routes::new(handle.clone());
+        let guest = "node-2000";
         for others in [10, 1000] {
-            for all in [others, others + 1, others] {
-                let plan = planned(&handle, &nodes(all), &wanted(8472, 1450)).await;
+            let mut plan = Plan::default();
+            planned(&handle, &mut plan, &nodes(others), &wanted(8472, 1450)).await;
+            routes.distrust();
+            assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
+            for there in [true, false] {
+                let node = nodes(2000).remove(guest).filter(|_| there);
+                plan.take([(guest.into(), node.map(Into::into))].into());
+                let interfaces = links::interfaces(&handle).await.unwrap();
+                let overlay = Overlay { interface: overlay::index(&interfaces).unwrap(), id: 5 };
+                let uplink = interfaces.by_name("up0").unwrap();
+                let own = &nodes(0)["node-0"];
+                plan.work_out(&Site::new(own, &interfaces, uplink, Routing::Vxlan, Some(overlay), 1450));
                 let before = routes.changes;
-                assert_eq!(routes.reconcile(&plan).await, Vec::<String>::new());
+                assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
                 costs.push(routes.changes - before);
             }
         }
         // Two CIDRs, two addresses.
-        assert_eq!([costs[1], costs[2], costs[4], costs[5]], [4; 4]);
+        assert_eq!(costs, [4; 4]);
+    });
+}
+
+#[test]
+fn what_could_not_be_written_is_written_once_it_can() {
+    in_namespace(async || {
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        uplink(&handle).await;
+        let (mut plan, mut routes) = (Plan::default(), Routes::new(handle.clone()));
+        planned(&handle, &mut plan, &nodes(1), &wanted(8472, 1450)).await;
+        assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
+        // Another's route is in the way of one node's; others come and go meanwhile.
+        ip("route add 10.0.2.0/24 dev up0 metric 17996");
+        planned(&handle, &mut plan, &nodes(3), &wanted(8472, 1450)).await;
+        assert_eq!(routes.reconcile(&mut plan).await.len(), 1);
+        plan.take([("node-3".into(), None)].into());
+        assert_eq!(routes.reconcile(&mut plan).await.len(), 1);
+        ip("route del 10.0.2.0/24 dev up0 metric 17996");
+        assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
+        assert_eq!(there(&handle).await, plan.routes());
+        let said = ip("route show table all proto 70");
+        assert!(said.contains("10.0.2.0/24 encap") && !said.contains("10.0.3.0/24"), "{said}");
+        // What somebody takes away comes back once nothing is taken for granted.
+        ip("route del 10.0.2.0/24 proto 70 metric 17996");
+        assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
+        assert_ne!(there(&handle).await, plan.routes());
+        routes.distrust();
+        assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
+        assert_eq!(there(&handle).await, plan.routes());
     });
 }

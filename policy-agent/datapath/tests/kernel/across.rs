@@ -8,7 +8,7 @@ use fairlead_datapath::{Exit, Exits};
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, elsewhere, in_lab, only};
+use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only};
 use crate::packets::{
     ACK, ICMP, ICMP6, SYN, SYN_ACK, TCP, UDP, checksum, ethernet, framed, icmp, ip, ip4, own, tcp, tcp_from,
     tcp_to, udp, udp_from,
@@ -39,14 +39,19 @@ fn other() -> Node {
 /// An interface towards the other node. (It is an endpoint as well, for the lab makes no other interfaces.)
 fn uplink(lab: &mut Lab) -> Pod {
     let uplink = lab.locked_pod(9);
-    lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into(), &[&other()]).unwrap();
+    lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into()).unwrap();
+    lab.datapath.set_nodes(&nodes(&[other()], &[])).unwrap();
     lab.datapath.set_exits(&exits(&uplink)).unwrap();
     uplink
 }
 
 fn exits(uplink: &Pod) -> Exits {
     let exit = Exit { ifindex: uplink.ifindex, mtu: MTU };
-    Exits::from([("other".to_owned(), [exit; 2])])
+    Exits::from([("other".into(), [exit; 2])])
+}
+
+fn no_exits() -> Exits {
+    Exits::from([("other".into(), [Exit::default(); 2])])
 }
 
 /// A packet reaches the node by its uplink.
@@ -208,7 +213,7 @@ fn only_pods_of_nodes_that_can_be_reached_straight_are() {
             };
             both(lab, 2000, REDIRECT);
             // The way goes: flows that were straight are the stack's too, in both directions.
-            lab.datapath.set_exits(&Exits::new()).unwrap();
+            lab.datapath.set_exits(&no_exits()).unwrap();
             assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 2000, 80, ACK)).result, PASS);
             assert_eq!(arrives(lab, &uplink, &tcp_between(peer, me, (80, 2000), ACK)).result, PASS);
             both(lab, 3000, PASS);
@@ -219,9 +224,9 @@ fn only_pods_of_nodes_that_can_be_reached_straight_are() {
             both(lab, 4000, REDIRECT);
             // The node leaves, and its number is another's.
             let heir = Node { name: "heir".to_owned(), ..other() };
-            lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into(), &[&heir]).unwrap();
+            lab.datapath.set_nodes(&nodes(&[heir], &["other"])).unwrap();
             both(lab, 5000, PASS);
-            lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into(), &[&other()]).unwrap();
+            lab.datapath.set_nodes(&nodes(&[other()], &["heir"])).unwrap();
             both(lab, 6000, REDIRECT);
         }
     });
@@ -322,7 +327,7 @@ fn errors_take_the_way_of_the_flow_that_they_are_about() {
             let run = lab.send(&pod, &framed(&pod, true, &error(me, &got)));
             assert_eq!((run.result, run.mark), (REDIRECT, 0));
             // Once the way is gone, the stack has them.
-            lab.datapath.set_exits(&Exits::new()).unwrap();
+            lab.datapath.set_exits(&no_exits()).unwrap();
             assert_eq!(lab.send(&pod, &framed(&pod, true, &error(me, &got))).result, PASS);
             lab.datapath.set_exits(&exits(&uplink)).unwrap();
         }

@@ -34,7 +34,7 @@ fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
 fn with_pod(lab: &mut Lab) -> Pod {
     lab.restart_early(Early::Native);
     lab.datapath.activate().unwrap();
-    lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into(), &[]).unwrap();
+    lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into()).unwrap();
     lab.pod(1)
 }
 

@@ -120,7 +120,7 @@ fn what_the_node_makes_always_passes_and_is_answered() {
         assert_eq!(lab.deliver(&pod, &tcp_to(&pod, node, 1001, 80, SYN)).result, DROP);
         // The node is reached where its address is known to be its own.
         assert_eq!(lab.send(&pod, &tcp_from(&pod, node, 2000, 10250, SYN)).result, DROP);
-        lab.datapath.set_addresses(&[node].into(), &[].into(), &[]).unwrap();
+        lab.datapath.set_addresses(&[node].into(), &[].into()).unwrap();
         assert_eq!(lab.send(&pod, &tcp_from(&pod, node, 2000, 10250, SYN)).result, PASS);
     });
 }

@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fairlead_common::maps::{EndpointPolicy, SET_NONE, Side};
 use fairlead_common::reason::DropReason;
+use fairlead_policy::model::Node;
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, in_lab, only, other_node};
+use crate::lab::{DROP, Lab, PASS, Pod, in_lab, nodes, only, other_node};
 use crate::packets::{
     ICMP, ICMP6, SYN, TCP, UDP, ethernet, framed, from, icmp, ip, ip4, ip6, tcp, tcp_from, tcp_to, udp,
 };
@@ -319,9 +320,10 @@ fn nobody_outside_has_this_nodes_addresses() {
         // Services may name nodes' addresses: those stay what they are.
         let both: IpAddr = "192.0.2.79".parse().unwrap();
         let services = [service, own, both].into();
-        lab.datapath
-            .set_addresses(&[own].into(), &services, &[&other_node(node), &other_node(both)])
-            .unwrap();
+        lab.datapath.set_addresses(&[own].into(), &services).unwrap();
+        let [node_only, as_service] = [(node, "node"), (both, "both")]
+            .map(|(address, name)| Node { name: name.to_owned(), ..other_node(address) });
+        lab.datapath.set_nodes(&nodes(&[node_only, as_service], &[])).unwrap();
         let arrives = |source: IpAddr| {
             let target = if source.is_ipv4() { IpAddr::from(pod.v4) } else { IpAddr::from(pod.v6) };
             let packet = ip(source, target, TCP, &tcp(1, 2, SYN));
@@ -358,7 +360,7 @@ fn what_leaves_by_the_uplink_is_judged_on_its_final_tuple() {
             ..web_rules()
         });
         lab.datapath.unlock(pod.slot()).unwrap();
-        lab.datapath.set_addresses(&[].into(), &[service].into(), &[]).unwrap();
+        lab.datapath.set_addresses(&[].into(), &[service].into()).unwrap();
         // Towards a Service the verdict waits for the translation.
         let run = lab.send(&pod, &tcp_from(&pod, service, 1000, 443, SYN));
         assert_eq!((run.result, run.mark), (PASS, pod.mark()));

@@ -11,7 +11,7 @@ use fairlead_common::reason::DropReason;
 use fairlead_datapath::{
     Build, Capacities, Counters, Datapath, Early, Identity, Options, Overlay, TestRun, test_run, test_run_xdp,
 };
-use fairlead_policy::model::Node;
+use fairlead_policy::model::{Node, NodeChanges};
 use fairlead_policy::tables::{Delta, Slot};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
@@ -30,6 +30,12 @@ pub(crate) const REDIRECT: i32 = 7;
 /// `XDP_DROP` and `XDP_PASS`.
 pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
+
+/// Nodes that come, and nodes that go.
+pub(crate) fn nodes(there: &[Node], gone: &[&str]) -> NodeChanges {
+    let there = there.iter().map(|node| (node.name.as_str().into(), Some(node.clone().into())));
+    gone.iter().map(|name| ((*name).into(), None)).chain(there).collect()
+}
 
 /// Runs a test as root in its own namespaces. Without root it fails where
 /// `FAIRLEAD_REQUIRE_PRIVILEGED=1`, else it says so and does nothing.

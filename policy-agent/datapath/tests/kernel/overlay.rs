@@ -9,7 +9,7 @@ use std::time::Duration;
 use fairlead_common::reason::DropReason;
 use fairlead_policy::model::Node;
 
-use crate::lab::{Lab, OVERLAY, in_lab};
+use crate::lab::{Lab, OVERLAY, in_lab, nodes};
 use crate::packets::{UDP, checksum, ethernet, ip, udp};
 
 const NODE_A: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
@@ -49,16 +49,10 @@ impl Scene {
         for path in ["all/rp_filter", "fl-test/rp_filter"] {
             std::fs::write(format!("/proc/sys/net/ipv4/conf/{path}"), "0").unwrap();
         }
-        lab.datapath
-            .set_addresses(
-                &[HERE, HERE6].into(),
-                &[].into(),
-                &[
-                    &node("a", &[NODE_A, NODE_A6], &["10.1.1.0/24", "fd00:1:1::/64"]),
-                    &node("b", &[NODE_B], &["10.1.2.0/24"]),
-                ],
-            )
-            .unwrap();
+        lab.datapath.set_addresses(&[HERE, HERE6].into(), &[].into()).unwrap();
+        let a = node("a", &[NODE_A, NODE_A6], &["10.1.1.0/24", "fd00:1:1::/64"]);
+        let b = node("b", &[NODE_B], &["10.1.2.0/24"]);
+        lab.datapath.set_nodes(&nodes(&[a, b], &[])).unwrap();
         let passed = [HERE, HERE6].map(|address| {
             let socket = UdpSocket::bind((address, PORT)).unwrap();
             socket.set_nonblocking(true).unwrap();
@@ -164,19 +158,17 @@ fn a_node_that_leaves_and_one_that_takes_its_place_are_told_apart() {
     in_lab(|lab| {
         let scene = Scene::new(lab);
         let pod: IpAddr = "10.1.1.5".parse().unwrap();
-        let own = [HERE, HERE6].into();
         assert!(scene.passes(lab, NODE_A, OVERLAY.id, pod));
-        let b = node("b", &[NODE_B], &["10.1.2.0/24"]);
-        lab.datapath.set_addresses(&own, &[].into(), &[&b]).unwrap();
+        lab.datapath.set_nodes(&nodes(&[], &["a"])).unwrap();
         assert!(!scene.passes(lab, NODE_A, OVERLAY.id, pod));
         // Its number is given again: to the new node, with what is the new node's.
         let c = node("c", &[NODE_A], &["10.1.3.0/24"]);
-        lab.datapath.set_addresses(&own, &[].into(), &[&b, &c]).unwrap();
+        lab.datapath.set_nodes(&nodes(&[c], &[])).unwrap();
         assert!(!scene.passes(lab, NODE_A, OVERLAY.id, pod));
         assert!(scene.passes(lab, NODE_A, OVERLAY.id, "10.1.3.5".parse().unwrap()));
         // The address and the pods pass to another node.
         let b = node("b", &[NODE_B, NODE_A], &["10.1.2.0/24", "10.1.1.0/24"]);
-        lab.datapath.set_addresses(&own, &[].into(), &[&b]).unwrap();
+        lab.datapath.set_nodes(&nodes(&[b], &["c"])).unwrap();
         assert!(scene.passes(lab, NODE_A, OVERLAY.id, pod));
         assert!(!scene.passes(lab, NODE_A, OVERLAY.id, "10.1.3.5".parse().unwrap()));
     });

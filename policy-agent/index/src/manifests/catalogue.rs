@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fairlead_api::status::Problem;
+use fairlead_policy::claims::Claims;
 
 use super::document::{Format, documents};
 use crate::kubernetes;
@@ -24,6 +25,8 @@ struct File {
 #[derive(Debug, Default)]
 pub struct Catalogue {
     files: BTreeMap<Arc<str>, File>,
+    /// Which files define an object, so that a change is not looked for in all of them.
+    defined: Claims<ObjectId, Arc<str>>,
     /// What was said last of each object.
     told: BTreeMap<ObjectId, Parsed>,
     /// Objects whose definitions may have changed since.
@@ -80,14 +83,25 @@ impl Catalogue {
             }
         }
         let before = self.files.remove(&name).unwrap_or_default();
-        self.touched.extend(before.objects.keys().cloned());
+        self.forget(&name, &before);
         if broken {
             for (id, parsed) in before.objects {
                 file.objects.entry(id).or_insert(parsed);
             }
         }
-        self.touched.extend(file.objects.keys().cloned());
+        for id in file.objects.keys() {
+            self.touched.insert(id.clone());
+            self.defined.claim(id.clone(), name.clone());
+        }
         self.files.insert(name, file);
+    }
+
+    /// A file no longer defines what it did.
+    fn forget(&mut self, name: &Arc<str>, before: &File) {
+        for id in before.objects.keys() {
+            self.touched.insert(id.clone());
+            self.defined.release(id, name);
+        }
     }
 
     /// A file cannot be read: what it defined stays in force.
@@ -102,8 +116,8 @@ impl Catalogue {
 
     /// A file is gone.
     pub fn remove_file(&mut self, name: &str) {
-        if let Some(file) = self.files.remove(name) {
-            self.touched.extend(file.objects.into_keys());
+        if let Some((name, file)) = self.files.remove_entry(name) {
+            self.forget(&name, &file);
         }
     }
 
@@ -121,7 +135,8 @@ impl Catalogue {
     pub fn take(&mut self) -> Option<Batch> {
         let mut changes = Vec::new();
         for id in std::mem::take(&mut self.touched) {
-            let holds = self.files.values().find_map(|file| file.objects.get(&id));
+            let first = self.defined.first(&id).and_then(|name| self.files.get(name));
+            let holds = first.and_then(|file| file.objects.get(&id));
             match (holds, self.told.get(&id)) {
                 (Some(parsed), told) if told != Some(parsed) => {
                     let parsed = parsed.clone();
@@ -145,17 +160,14 @@ impl Catalogue {
 
     fn problems(&self) -> Vec<Problem> {
         let mut all: Vec<Problem> = self.problem.iter().cloned().collect();
-        let mut first: BTreeMap<&ObjectId, &str> = BTreeMap::new();
-        for (name, file) in &self.files {
-            all.extend(file.problems.iter().cloned());
-            for (id, parsed) in &file.objects {
-                let Some(winner) = first.get(id) else {
-                    first.insert(id, name);
-                    continue;
-                };
+        all.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
+        for (id, others) in self.defined.disputed() {
+            let Some(winner) = self.defined.first(id) else { continue };
+            for name in others {
+                let parsed = self.files.get(name).and_then(|file| file.objects.get(id));
                 all.push(Problem {
                     file: Some(name.to_string()),
-                    line: parsed.origin.as_ref().map(|o| o.line),
+                    line: parsed.and_then(|parsed| parsed.origin.as_ref()).map(|o| o.line),
                     object: Some(id.to_string()),
                     field: None,
                     message: format!("is defined in {winner} too, and that definition holds"),

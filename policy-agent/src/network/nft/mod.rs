@@ -10,6 +10,7 @@
 //! Tables of others are neither read nor changed. See docs/decisions/0015.
 
 mod dump;
+mod inside;
 mod message;
 mod socket;
 mod table;
@@ -19,13 +20,15 @@ mod tests;
 use std::io;
 
 pub(crate) use dump::{Closed, Ruleset};
+pub(super) use inside::Inside;
 use socket::Nfnetlink;
-pub(super) use table::{Contents, maximal};
+pub(super) use table::Contents;
 
 /// The table as it was last put in force.
 #[derive(Default)]
 pub(super) struct Table {
     socket: Option<Nfnetlink>,
+    /// What it holds besides what was inside when that was settled last; `None` where it is to be made anew.
     there: Option<Contents>,
     generation: u32,
 }
@@ -36,12 +39,13 @@ impl Table {
     ///
     /// # Errors
     /// What the kernel says; then the table is as it was.
-    pub(super) fn ensure(&mut self, wanted: &Contents) -> io::Result<usize> {
-        let batch = match &self.there {
-            Some(there) if there == wanted => return Ok(0),
-            Some(there) => there.changed_to(wanted).unwrap_or_else(|| wanted.whole()),
-            None => wanted.whole(),
-        };
+    pub(super) fn ensure(&mut self, wanted: &Contents, inside: &mut Inside) -> io::Result<usize> {
+        let changed = self.there.as_ref().and_then(|there| there.changed_to(wanted, inside));
+        let batch = changed.unwrap_or_else(|| wanted.whole(inside));
+        if batch.messages() == 0 {
+            inside.settled();
+            return Ok(0);
+        }
         let messages = batch.messages();
         let result = self.socket().and_then(|socket| {
             socket.commit(batch)?;
@@ -51,6 +55,7 @@ impl Table {
             Ok(generation) => {
                 self.generation = generation;
                 self.there = Some(wanted.clone());
+                inside.settled();
                 Ok(messages)
             }
             Err(e) => {

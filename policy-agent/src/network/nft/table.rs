@@ -7,6 +7,7 @@ use fairlead_common::judge::protocol::UDP;
 use fairlead_common::maps::{SLOT_NONE, SLOT_SETTLED};
 use ipnetwork::IpNetwork;
 
+use super::Inside;
 use super::message::{Attributes, Batch, Kind, List, Meta, Rule, Verdict};
 
 /// Its name.
@@ -19,36 +20,19 @@ const EXITS: &str = "exits";
 /// Longest list of elements in one message, in bytes: an attribute ends at 64 KiB.
 const LIST: usize = 32 << 10;
 
-/// What the table is to hold.
+/// What the table is to hold besides [`Inside`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::network) struct Contents {
     /// Whether pods' traffic to the outside is masqueraded.
     pub masquerade: bool,
-    /// This node's pod CIDRs.
+    /// This node's pod CIDRs, without overlap.
     pub pods: BTreeSet<IpNetwork>,
-    /// What is not outside: pod CIDRs and addresses of all nodes, and what is excluded. [`maximal`].
-    pub inside: BTreeSet<IpNetwork>,
     /// Indexes of the interfaces, besides pods', that have a program for what leaves.
     pub exits: BTreeSet<u32>,
     /// Bits of the packet mark that hold a slot.
     pub mark_mask: u32,
     /// UDP port of the overlay, where there is one.
     pub overlay_port: Option<u16>,
-}
-
-/// Those networks that no other of them holds. Two CIDRs share addresses only where one holds the
-/// other, so the rest are intervals without overlap.
-pub(in crate::network) fn maximal(all: impl IntoIterator<Item = IpNetwork>) -> BTreeSet<IpNetwork> {
-    let all: BTreeSet<IpNetwork> =
-        all.into_iter().filter_map(|n| IpNetwork::new(n.network(), n.prefix()).ok()).collect();
-    let mut kept: Vec<IpNetwork> = Vec::new();
-    // In this order, whoever holds a network stands before it.
-    for network in all {
-        if !kept.last().is_some_and(|last| last.contains(network.network())) {
-            kept.push(network);
-        }
-    }
-    kept.into_iter().collect()
 }
 
 /// A family's part of the table.
@@ -103,7 +87,7 @@ pub(super) fn removal() -> Batch {
 
 impl Contents {
     /// The table anew, in the place of what is there.
-    pub(super) fn whole(&self) -> Batch {
+    pub(super) fn whole(&self, inside: &Inside) -> Batch {
         let mut batch = removal();
         batch.push(Kind::NewTable, &named(TABLE));
         for family in &FAMILIES {
@@ -112,7 +96,7 @@ impl Contents {
                 set(&mut batch, name, 4, family.kind, family.length);
             }
             elements(&mut batch, Kind::NewElements, family.pods, networks(&self.pods, family.ipv6));
-            elements(&mut batch, Kind::NewElements, family.inside, networks(&self.inside, family.ipv6));
+            elements(&mut batch, Kind::NewElements, family.inside, networks(inside.networks(), family.ipv6));
         }
         set(&mut batch, EXITS, 0, 20, 4);
         elements(&mut batch, Kind::NewElements, EXITS, self.exits.iter().map(|i| vec![index(*i)]));
@@ -172,21 +156,19 @@ impl Contents {
     }
 
     /// What makes these contents the others, where elements of sets are all that differs.
-    pub(super) fn changed_to(&self, wanted: &Self) -> Option<Batch> {
+    pub(super) fn changed_to(&self, wanted: &Self, inside: &Inside) -> Option<Batch> {
         if (self.masquerade, self.mark_mask, self.overlay_port)
             != (wanted.masquerade, wanted.mark_mask, wanted.overlay_port)
         {
             return None;
         }
         let mut batch = Batch::new();
+        let pods = (&self.pods - &wanted.pods, &wanted.pods - &self.pods);
+        let inside = (inside.changes(false), inside.changes(true));
         for family in &FAMILIES {
-            let sets =
-                [(family.pods, &self.pods, &wanted.pods), (family.inside, &self.inside, &wanted.inside)];
-            for (name, old, new) in sets {
-                let gone = old.difference(new).copied().collect();
-                let come = new.difference(old).copied().collect();
-                elements(&mut batch, Kind::DeleteElements, name, networks(&gone, family.ipv6));
-                elements(&mut batch, Kind::NewElements, name, networks(&come, family.ipv6));
+            for (name, (gone, come)) in [(family.pods, &pods), (family.inside, &inside)] {
+                elements(&mut batch, Kind::DeleteElements, name, networks(gone, family.ipv6));
+                elements(&mut batch, Kind::NewElements, name, networks(come, family.ipv6));
             }
         }
         let gone = self.exits.difference(&wanted.exits).map(|i| vec![index(*i)]);

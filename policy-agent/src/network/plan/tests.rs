@@ -1,4 +1,10 @@
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
+use crate::network::links::{Interface, Interfaces};
 
 fn node(name: &str, addresses: &[&str], cidrs: &[&str]) -> (String, Node) {
     let node = Node {
@@ -23,20 +29,38 @@ fn interface(index: u32, networks: &[&str]) -> Interface {
     }
 }
 
-/// As planned on the first node, whose interfaces have these networks, the first one's being its uplink.
-fn planned(nodes: &[(String, Node)], own: &str, routing: Routing, networks: &[&[&str]]) -> Plan {
+/// What a node has whose interfaces have these networks, the first one's being its uplink.
+fn site(own: &Node, routing: Routing, networks: &[&[&str]]) -> Site {
     let interfaces: BTreeMap<u32, Interface> =
         (7..).zip(networks).map(|(index, n)| (index, interface(index, n))).collect();
     let interfaces = Interfaces(interfaces);
-    plan(&Site {
-        own,
-        nodes: &nodes.iter().cloned().collect(),
-        interfaces: &interfaces,
-        uplink: &interfaces.0[&7],
-        routing,
-        overlay: routing.tunnels().then_some(Overlay { interface: 99, id: 5 }),
-        mtu: mtu(1500, routing, &nodes.iter().find(|(name, _)| name == own).unwrap().1),
-    })
+    let overlay = routing.tunnels().then_some(Overlay { interface: 99, id: 5 });
+    Site::new(own, &interfaces, &interfaces.0[&7], routing, overlay, mtu(1500, routing, own))
+}
+
+/// All there is, without what has changed since when.
+#[derive(Debug, PartialEq)]
+struct Whole {
+    routes: BTreeSet<Route>,
+    sources: BTreeSet<IpNetwork>,
+    exits: Exits,
+    problems: Vec<String>,
+}
+
+fn whole(plan: &mut Plan) -> Whole {
+    let (routes, sources, problems) = (plan.routes(), plan.sources(), plan.problems());
+    let mut exits = plan.take_exits(true);
+    exits.retain(|_, exits| *exits != [Exit::default(); 2]);
+    Whole { routes, sources, exits, problems }
+}
+
+/// As planned from nothing on one of these nodes.
+fn planned(nodes: &[(String, Node)], own: &str, routing: Routing, networks: &[&[&str]]) -> Whole {
+    let mut plan = Plan::default();
+    let own = &nodes.iter().find(|(name, _)| name == own).unwrap().1;
+    plan.take(nodes.iter().map(|(name, node)| (name.as_str().into(), Some(node.clone().into()))).collect());
+    plan.work_out(&site(own, routing, networks));
+    whole(&mut plan)
 }
 
 fn main(routes: &[(&str, Way)]) -> BTreeSet<Route> {
@@ -137,42 +161,34 @@ fn mtu_leaves_room_for_the_overlay_where_there_is_one() {
 }
 
 #[test]
-fn the_first_by_name_has_a_cidr_and_nobody_takes_ours() {
-    let links: &[&[&str]] = &[&["192.0.2.2/24"]];
+fn of_two_nodes_with_one_address_the_first_by_name_is_reached_there() {
+    let links: &[&[&str]] = &[&["192.0.2.1/24"]];
     let nodes = [
-        node("a", &["192.0.2.1"], &["10.0.0.0/8"]),
-        node("b", &["192.0.2.2"], &["10.0.2.0/24", "10.0.9.0/24"]),
-        node("c", &["192.0.2.3"], &["10.0.3.0/24", "0.0.0.0/0"]),
-        node("d", &["192.0.2.4"], &["10.0.3.128/25", "10.0.9.0/24"]),
-        node("e", &["192.0.2.5"], &["10.0.2.64/26"]),
+        node("a", &["192.0.2.1"], &["10.0.1.0/24"]),
+        node("b", &["192.0.2.2", "192.0.2.9"], &["10.0.2.0/24", "0.0.0.0/0"]),
+        node("c", &["192.0.2.3", "192.0.2.9"], &["10.0.3.0/24"]),
+        // The same tunnel: nothing is in the way of anything.
+        node("d", &["192.0.2.2"], &["10.0.4.0/24"]),
     ];
-    let plan = planned(&nodes, "b", Routing::Direct, links);
-    let expected = main(&[
-        ("10.0.2.0/24", Way::Unreachable),
-        ("10.0.9.0/24", Way::Unreachable),
-        ("10.0.3.0/24", by("192.0.2.3", 7)),
-        ("10.0.3.128/25", by("192.0.2.4", 7)),
+    let plan = planned(&nodes, "a", Routing::Vxlan, links);
+    let [b, c] = ["192.0.2.2", "192.0.2.3"].map(|to| through("192.0.2.1", to));
+    let mut expected = main(&[
+        ("10.0.1.0/24", Way::Unreachable),
+        ("10.0.2.0/24", b.clone()),
+        ("10.0.3.0/24", c.clone()),
+        ("10.0.4.0/24", b.clone()),
     ]);
+    for (to, by) in [("192.0.2.2/32", &b), ("192.0.2.3/32", &c), ("192.0.2.9/32", &b)] {
+        expected.insert(Route { table: PODS, to: to.parse().unwrap(), by: by.clone() });
+    }
     assert_eq!(plan.routes, expected);
-    let mine = "of this node, b";
     assert_eq!(
         plan.problems,
         [
-            format!("no route to 10.0.0.0/8 of Node a: it overlaps 10.0.2.0/24 {mine}"),
-            "no route to 0.0.0.0/0 of Node c: that is every address".to_owned(),
-            format!("no route to 10.0.9.0/24 of Node d: it overlaps 10.0.9.0/24 {mine}"),
-            format!("no route to 10.0.2.64/26 of Node e: it overlaps 10.0.2.0/24 {mine}"),
+            "no route to 0.0.0.0/0 of Node b: that is every address",
+            "no route to 192.0.2.9/32 of Node c: Node b has it already",
         ]
     );
-
-    let nodes = [
-        node("a", &["192.0.2.1"], &["10.0.1.0/24"]),
-        node("b", &["192.0.2.2"], &["10.0.2.0/24"]),
-        node("c", &["192.0.2.3"], &["10.0.2.0/24"]),
-    ];
-    let plan = planned(&nodes, "a", Routing::Direct, links);
-    assert_eq!(plan.routes, main(&[("10.0.1.0/24", Way::Unreachable), ("10.0.2.0/24", by("192.0.2.2", 7))]));
-    assert_eq!(plan.problems, ["no route to 10.0.2.0/24 of Node c: Node b has it already"]);
 }
 
 #[test]
@@ -182,21 +198,138 @@ fn packets_leave_straight_where_one_interface_leads_to_all_of_a_nodes_pods() {
         node("b", &["192.0.2.2", "2001:db8::2"], &["10.0.2.0/24", "10.1.2.0/24", "fd00:2::/64"]),
         // Beyond a router, and of one family only.
         node("c", &["198.51.100.3"], &["10.0.3.0/24"]),
-        // Half of its pods have addresses of another's.
-        node("d", &["192.0.2.4"], &["10.0.4.0/24", "10.0.3.0/24"]),
+        // The pods of one family are reached, those of the other are not.
+        node("d", &["192.0.2.4"], &["10.0.4.0/24", "fd00:4::/64"]),
     ];
     let networks: &[&[&str]] = &[&["192.0.2.1/24", "2001:db8::1/64"]];
     let none = Exit::default();
     let exit = |ifindex, mtu| Exit { ifindex, mtu };
-    for (routing, b, c) in [
-        (Routing::Direct, Some([exit(7, 1500); 2]), None),
-        (Routing::Auto, Some([exit(7, 1500); 2]), Some([exit(99, 1450), none])),
-        (Routing::Vxlan, Some([exit(99, 1450); 2]), Some([exit(99, 1450), none])),
-        (Routing::None, None, None),
+    for (routing, b, c, d) in [
+        (Routing::Direct, Some([exit(7, 1500); 2]), None, Some([exit(7, 1500), none])),
+        (
+            Routing::Auto,
+            Some([exit(7, 1500); 2]),
+            Some([exit(99, 1450), none]),
+            Some([exit(7, 1500), exit(99, 1450)]),
+        ),
+        (Routing::Vxlan, Some([exit(99, 1450); 2]), Some([exit(99, 1450), none]), Some([exit(99, 1450); 2])),
+        (Routing::None, None, None, None),
     ] {
         let plan = planned(&nodes, "a", routing, networks);
-        let wanted = [("b", b), ("c", c)];
-        let wanted = wanted.into_iter().filter_map(|(name, exits)| Some((name.to_owned(), exits?)));
+        let wanted = [("b", b), ("c", c), ("d", d)];
+        let wanted = wanted.into_iter().filter_map(|(name, exits)| Some((name.into(), exits?)));
         assert_eq!(plan.exits, wanted.collect(), "{routing:?}");
+    }
+}
+
+/// A node among few addresses, so that some share one; its pod CIDRs are its own, as the index leaves them.
+fn any_node(number: u8) -> impl Strategy<Value = Node> {
+    let address = prop_oneof![
+        3 => (1_u8..6).prop_map(|n| IpAddr::from([192, 0, 2, n])),
+        1 => (1_u8..3).prop_map(|n| IpAddr::from([198, 51, 100, n])),
+        2 => (1_u16..4).prop_map(|n| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n])),
+    ];
+    let v4 = vec(0_u8..3, 0..3)
+        .prop_map(move |n| n.into_iter().map(|n| format!("10.{number}.{n}.9/24")).collect::<BTreeSet<_>>());
+    let v6 = proptest::option::of(Just(format!("fd00:{number}::/64")));
+    let name = format!("n{number}");
+    (vec(address, 0..4), v4, v6).prop_map(move |(addresses, v4, v6)| Node {
+        name: name.clone(),
+        addresses,
+        pod_cidrs: v4.iter().chain(&v6).map(|c| c.parse().unwrap()).collect(),
+    })
+}
+
+fn any_routing() -> impl Strategy<Value = Routing> {
+    prop_oneof![
+        4 => Just(Routing::Vxlan), 4 => Just(Routing::Auto), 2 => Just(Routing::Direct), 1 => Just(Routing::None),
+    ]
+}
+
+/// What is done between two rounds: nodes of these numbers come, change or go, 0 being the one that plans.
+#[derive(Clone, Debug)]
+struct Step {
+    changes: Vec<(u8, Option<Node>)>,
+    routing: Option<Routing>,
+    /// Which of its addresses the uplink has.
+    uplink: bool,
+    straight: bool,
+    /// The kernel took it.
+    settled: bool,
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let change = (0_u8..6).prop_flat_map(|n| {
+        let node = any_node(n);
+        let gone = u32::from(n > 0);
+        (Just(n), prop_oneof![4 => node.prop_map(Some), gone => Just(None)])
+    });
+    let routing = proptest::option::weighted(0.1, any_routing());
+    (vec(change, 0..4), routing, prop::bool::weighted(0.9), prop::bool::weighted(0.8), any::<bool>())
+        .prop_map(|(changes, routing, uplink, straight, settled)| Step {
+            changes,
+            routing,
+            uplink,
+            straight,
+            settled,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 384, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_kept_node_by_node_is_the_plan_made_from_nothing(
+        own in any_node(0),
+        routing in any_routing(),
+        steps in vec(any_step(), 1..16),
+    ) {
+        let (mut plan, mut routing) = (Plan::default(), routing);
+        let mut nodes: BTreeMap<Arc<str>, Arc<Node>> = BTreeMap::new();
+        let mut steps = steps;
+        steps[0].changes.insert(0, (0, Some(own)));
+        // What the kernel and the programs have been told.
+        let (mut there, mut told) = (BTreeSet::new(), Exits::new());
+        for Step { changes, routing: other, uplink, straight, settled } in steps {
+            routing = other.unwrap_or(routing);
+            let changes: NodeChanges =
+                changes.into_iter().map(|(n, node)| (format!("n{n}").into(), node.map(Arc::new))).collect();
+            for (name, node) in &changes {
+                match node {
+                    Some(node) => drop(nodes.insert(name.clone(), node.clone())),
+                    None => drop(nodes.remove(name)),
+                }
+            }
+            plan.take(changes);
+            let links: &[&[&str]] = if uplink {
+                &[&["192.0.2.1/24", "2001:db8::1/64"]]
+            } else {
+                &[&["192.0.2.1/32", "2001:db8::1/128"], &["198.51.100.7/24"]]
+            };
+            let site = site(&nodes["n0"], routing, links);
+            plan.work_out(&site);
+
+            let mut anew = Plan::default();
+            anew.take(nodes.iter().map(|(name, node)| (name.clone(), Some(node.clone()))).collect());
+            anew.work_out(&site);
+            let wanted = whole(&mut anew);
+            prop_assert_eq!(plan.routes(), wanted.routes.clone());
+            prop_assert_eq!(plan.sources(), wanted.sources);
+            prop_assert_eq!(plan.problems(), wanted.problems);
+            let (come, gone) = plan.changes();
+            prop_assert_eq!(&come, &(&wanted.routes - &there));
+            prop_assert_eq!(&gone, &(&there - &wanted.routes));
+            if settled {
+                plan.settled();
+                there = wanted.routes;
+            }
+            told.extend(plan.take_exits(straight));
+            told.retain(|_, exits| *exits != [Exit::default(); 2]);
+            prop_assert_eq!(&told, &if straight { wanted.exits } else { Exits::new() });
+        }
+        // Once all are gone, nothing is left of them.
+        plan.take(nodes.into_keys().map(|name| (name, None)).collect());
+        prop_assert!(plan.routes().is_empty() && plan.problems().is_empty() && plan.sources().is_empty());
+        prop_assert!(plan.places.is_empty() && plan.troubled.is_empty());
     }
 }

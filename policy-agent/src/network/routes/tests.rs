@@ -45,7 +45,7 @@ fn route(to: &str, via: Option<&str>, interface: u32) -> Route {
     Route { table: MAIN, to: to.parse().unwrap(), by }
 }
 
-async fn there(handle: &Handle) -> BTreeSet<Route> {
+pub(in crate::network) async fn there(handle: &Handle) -> BTreeSet<Route> {
     let all = super::routes(handle).await.unwrap();
     let routes: BTreeSet<Route> = all.iter().filter_map(|(_, route)| route.clone()).collect();
     assert_eq!(routes.len(), all.len(), "{all:?}");
@@ -54,8 +54,7 @@ async fn there(handle: &Handle) -> BTreeSet<Route> {
 
 /// As an agent that has just started.
 async fn reconciled(handle: &Handle, routes: &BTreeSet<Route>) -> Vec<String> {
-    let plan = Plan { routes: routes.clone(), ..Plan::default() };
-    Routes::new(handle.clone()).reconcile(&plan).await
+    Routes::new(handle.clone()).replace(routes, &BTreeSet::new()).await
 }
 
 /// What somebody has made by hand.
