@@ -145,36 +145,36 @@ async fn an_uplinks_mtu_that_changes_is_followed() {
     }
     for (routing, overhead) in [("vxlan", 50), ("direct", 0)] {
         let mut cluster = start_on_one_link(routing).await;
-        let others = ["10.244.3.0/24", "fd10:244:0:3::/64"];
+        let others = [
+            ("node-a", ["10.244.3.0/24", "fd10:244:0:3::/64"]),
+            ("node-c", ["10.244.1.0/24", "fd10:244:0:1::/64"]),
+        ];
         for (round, uplink) in [1400_u32, 1500].into_iter().enumerate() {
             let mtu = uplink - overhead;
             for node in cluster.nodes() {
                 shell(&node.namespace, &format!("ip link set eth0 mtu {uplink}")).await;
             }
-            let node = &cluster.node("node-a").unwrap().namespace;
-            await_until("routes and device follow", SOON, async || {
-                if overhead == 0 {
-                    return Ok(true);
-                }
-                let mut all =
-                    shell(node, "ip -o link show fl-overlay").await.contains(&format!("mtu {mtu} "));
-                for cidr in others {
-                    let family = if cidr.contains(':') { "-6" } else { "-4" };
-                    let route = shell(node, &format!("ip {family} route show {cidr} proto 70")).await;
-                    all &= route.contains(&format!("mtu {mtu}"));
-                }
-                Ok(all)
-            })
-            .await
-            .unwrap();
-            // Pods to come are told of the new one; ADD reads what the agent has written by then.
-            let file = cluster.node("node-a").unwrap().folders.run.node();
-            await_until("node.json follows", SOON, async || {
-                let node: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
-                Ok(node["mtu"] == mtu)
-            })
-            .await
-            .unwrap();
+            for (name, cidrs) in others {
+                let node = cluster.node(name).unwrap();
+                let file = node.folders.run.node();
+                await_until("routes, device and node.json follow", SOON, async || {
+                    // Pods to come are told of the new one; ADD reads what the agent has written by then.
+                    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+                    let mut all = written["mtu"] == mtu;
+                    if overhead > 0 {
+                        let device = shell(&node.namespace, "ip -o link show fl-overlay").await;
+                        all &= device.contains(&format!("mtu {mtu} "));
+                        for cidr in cidrs {
+                            let family = if cidr.contains(':') { "-6" } else { "-4" };
+                            let words = format!("ip {family} route show {cidr} proto 70");
+                            all &= shell(&node.namespace, &words).await.contains(&format!("mtu {mtu}"));
+                        }
+                    }
+                    Ok(all)
+                })
+                .await
+                .unwrap();
+            }
             let name = format!("late-{round}");
             add(&mut cluster, &name, "node-a").await;
             let late = cluster.pod(&name).unwrap();
