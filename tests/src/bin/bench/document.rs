@@ -18,6 +18,9 @@ pub(crate) struct Document {
     parts: BTreeMap<String, String>,
 }
 
+/// The part that people write: it stays as it is.
+const NOTES: &str = "notes";
+
 fn begin(section: &str) -> String {
     format!("<!-- section: {section} -->\n")
 }
@@ -44,9 +47,9 @@ impl Document {
                 .with_context(|| format!("{} is not what a run left", document.results().display()))?;
         }
         let text = fs::read_to_string(document.text()).unwrap_or_default();
-        for section in &SECTIONS {
-            if let Some(part) = part(&text, section.name) {
-                document.parts.insert(section.name.to_owned(), part);
+        for name in SECTIONS.iter().map(|section| section.name).chain([NOTES]) {
+            if let Some(part) = part(&text, name) {
+                document.parts.insert(name.to_owned(), part);
             }
         }
         Ok(document)
@@ -85,7 +88,7 @@ impl Document {
     fn render(&self) -> String {
         let mut text = String::from(
             "# Performance\n\n\
-             Written by `cargo xtask bench`; do not edit. Everything is measured side by side and interleaved\n\
+             Written by `cargo xtask bench`, but for the notes. Everything is measured side by side and interleaved\n\
              in one run on one machine, so ratios travel and times do not. Given are medians, in brackets the\n\
              quartiles; a ratio is the median of the ratios pair by pair, and *within noise* where its 95 %\n\
              confidence interval contains 1.\n\n\
@@ -129,11 +132,11 @@ impl Document {
             text.push_str(&table(&["figure", "measured", "beside", "target", ""], &rows));
             text.push('\n');
         }
-        for section in &SECTIONS {
-            if let Some(part) = self.parts.get(section.name) {
-                text.push_str(&begin(section.name));
+        for name in [NOTES].into_iter().chain(SECTIONS.iter().map(|section| section.name)) {
+            if let Some(part) = self.parts.get(name) {
+                text.push_str(&begin(name));
                 text.push_str(part);
-                text.push_str(&end(section.name));
+                text.push_str(&end(name));
                 text.push('\n');
             }
         }
@@ -166,12 +169,14 @@ mod tests {
         let open = || Document::open(root.path()).unwrap();
         let mut document = open();
         document.figures.push(Figure::new("other.x", 7.0, "ns"));
+        document.parts.insert(NOTES.to_owned(), "by hand\n".to_owned());
         document.replace(section, report("cni.a", 1.0, "first"), "c").unwrap();
         open().replace(section, report("cni.b", 2.0, "second"), "c").unwrap();
         let again = open();
         let names: Vec<&str> = again.figures.iter().map(|f| f.name.as_str()).collect();
         assert_eq!(names, ["other.x", "cni.b"]);
         assert!(again.parts["cni"].contains("second") && !again.render().contains("first"));
+        assert_eq!(again.parts[NOTES], "by hand\n");
         assert_eq!(fs::read_to_string(again.text()).unwrap(), again.render());
         assert!(open().replace(section, report("other.y", 1.0, ""), "c").is_err());
     }
