@@ -38,6 +38,8 @@ impl PodCidrs {
                 open.extend(self.behind(&claim, cidr));
             }
             self.claims.release(&cidr, &claim);
+            // One that came before it may have asked about it, when it was still claimed.
+            open.remove(&claim);
         }
         for (place, cidr) in after.iter().enumerate().filter(|(i, cidr)| before.get(*i) != Some(cidr)) {
             let (claim, cidr) = ((name.clone(), place), masked(cidr));
@@ -162,6 +164,19 @@ mod tests {
             }
         }
         (kept, problems)
+    }
+
+    #[test]
+    fn a_claim_that_is_given_up_leaves_nothing() {
+        let parsed = |all: &[&str]| all.iter().map(|c| c.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        let (twice, narrower) = (parsed(&["10.0.0.0/26", "10.0.0.0/26"]), parsed(&["10.0.0.0/27"]));
+        let (mut all, name) = (PodCidrs::default(), Arc::from("a"));
+        for (before, after) in [(vec![], &twice), (twice.clone(), &narrower), (narrower.clone(), &vec![])] {
+            all.exchange(&name, &before, after);
+            // Of its own two the first holds.
+            assert_eq!(all.lost.len(), after.len().saturating_sub(1));
+        }
+        assert!(all.claims.is_empty());
     }
 
     /// Few addresses and all lengths, so that most overlap others; host bits are written at times.
