@@ -436,3 +436,23 @@ pub fn forget<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known:
         tables.remove_pending(&known.place);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::clock;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn the_clock_begins_at_0_and_goes_on_where_32_bits_of_jiffies_end() {
+        for (jiffy, a_second) in [(10_000_000, 100), (4_000_000, 250), (3_333_333, 300), (1_000_000, 1000)] {
+            let first = u64::from(u32::MAX) + 1 - 300 * a_second;
+            assert!(clock(first, jiffy) <= 1, "{jiffy} ns");
+            for seconds in [299, 300, 301, 86_400, 10 * 365 * 86_400] {
+                let jiffies = first + seconds * SECOND / u64::from(jiffy);
+                let wanted = (seconds * SECOND >> 30) as u32;
+                assert!(clock(jiffies, jiffy).abs_diff(wanted) <= 1, "{jiffy} ns, {seconds} s");
+            }
+        }
+    }
+}
