@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fairlead_common::maps::{Cidr4, Cidr6, EXITS, Exit, NODE_NONE};
 use fairlead_policy::claims::Claims;
-use fairlead_policy::model::{Node, NodeChanges};
+use fairlead_policy::model::{Node, NodeChanges, without_host_bits};
 use ipnetwork::IpNetwork;
 
 use crate::map::Map;
@@ -59,9 +59,7 @@ struct Touched {
 fn claimed(node: &Node) -> (BTreeSet<IpAddr>, BTreeSet<IpNetwork>) {
     let addresses = node.addresses.iter().map(|a| IpNetwork::from(*a));
     let all = addresses.chain(node.pod_cidrs.iter().copied());
-    // Host bits that are written mean nothing.
-    let networks = all.filter_map(|cidr| IpNetwork::new(cidr.network(), cidr.prefix()).ok());
-    (node.addresses.iter().copied().collect(), networks.collect())
+    (node.addresses.iter().copied().collect(), all.map(without_host_bits).collect())
 }
 
 /// Whose something is. Of two nodes that claim the same, neither is believed.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use fairlead_api::status::Problem;
 use fairlead_policy::claims::Claims;
+use fairlead_policy::model::without_host_bits;
 use ipnetwork::IpNetwork;
 
 /// Name of the node, and the place in its `spec.podCIDRs`.
@@ -33,7 +34,7 @@ impl PodCidrs {
     ) -> BTreeSet<Arc<str>> {
         let mut open = BTreeMap::new();
         for (place, cidr) in before.iter().enumerate().filter(|(i, cidr)| after.get(*i) != Some(cidr)) {
-            let (claim, cidr) = ((name.clone(), place), masked(cidr));
+            let (claim, cidr) = ((name.clone(), place), without_host_bits(*cidr));
             if !self.lost.remove(&claim) {
                 open.extend(self.behind(&claim, cidr));
             }
@@ -42,7 +43,7 @@ impl PodCidrs {
             open.remove(&claim);
         }
         for (place, cidr) in after.iter().enumerate().filter(|(i, cidr)| before.get(*i) != Some(cidr)) {
-            let (claim, cidr) = ((name.clone(), place), masked(cidr));
+            let (claim, cidr) = ((name.clone(), place), without_host_bits(*cidr));
             self.claims.claim(cidr, claim.clone());
             self.lost.insert(claim.clone());
             open.insert(claim, cidr);
@@ -81,7 +82,7 @@ impl PodCidrs {
         self.lost.iter().filter_map(move |claim| {
             let (name, place) = claim;
             let cidr = written(name).get(*place)?;
-            let (owner, their_place) = self.winner(claim, masked(cidr))?;
+            let (owner, their_place) = self.winner(claim, without_host_bits(*cidr))?;
             let theirs = written(owner).get(*their_place)?;
             Some(Problem {
                 object: Some(format!("Node {name}")),
@@ -116,12 +117,8 @@ impl PodCidrs {
 
 /// The networks that hold this one and more.
 fn around(cidr: IpNetwork) -> impl Iterator<Item = IpNetwork> {
-    (0..cidr.prefix()).filter_map(move |length| Some(masked(&IpNetwork::new(cidr.network(), length).ok()?)))
-}
-
-/// Without host bits, which mean nothing.
-fn masked(cidr: &IpNetwork) -> IpNetwork {
-    IpNetwork::new(cidr.network(), cidr.prefix()).unwrap_or(*cidr)
+    (0..cidr.prefix())
+        .filter_map(move |length| Some(without_host_bits(IpNetwork::new(cidr.network(), length).ok()?)))
 }
 
 #[cfg(test)]

@@ -208,7 +208,12 @@ pub fn canonical_network(network: IpNetwork) -> IpNetwork {
             .map_or(network, IpNetwork::V4),
         _ => network,
     };
-    IpNetwork::new(plain.network(), plain.prefix()).unwrap_or(plain)
+    without_host_bits(plain)
+}
+
+/// `network` with its host bits cleared, which mean nothing.
+pub fn without_host_bits(network: IpNetwork) -> IpNetwork {
+    IpNetwork::new(network.network(), network.prefix()).unwrap_or(network)
 }
 
 #[cfg(test)]

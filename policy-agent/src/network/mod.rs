@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fairlead_api::NodeInfo;
-use fairlead_policy::model::Node;
+use fairlead_policy::model::{Node, without_host_bits};
 use futures_util::StreamExt as _;
 use ipnetwork::IpNetwork;
 use tokio::sync::watch;
@@ -381,7 +381,7 @@ impl Network {
 
     /// What the table of nftables is to hold.
     fn contents(&self, own: &Node, overlay: Option<u32>) -> nft::Contents {
-        let pods = own.pod_cidrs.iter().filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok());
+        let pods = own.pod_cidrs.iter().map(|c| without_host_bits(*c));
         nft::Contents {
             masquerade: self.settings.masquerade,
             pods: pods.collect(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fairlead_policy::model::without_host_bits;
 use ipnetwork::IpNetwork;
 
 /// Networks of which some may lie within others, and those of them that lie within no other: two networks share
@@ -19,7 +20,7 @@ pub(in crate::network) struct Inside {
 impl Inside {
     /// Somebody has these networks.
     pub(in crate::network) fn add(&mut self, networks: impl IntoIterator<Item = IpNetwork>) {
-        for network in networks.into_iter().filter_map(masked) {
+        for network in networks.into_iter().map(without_host_bits) {
             let count = self.all.entry(network).or_default();
             *count += 1;
             let around = self.maximal.range(..=network).next_back();
@@ -37,7 +38,7 @@ impl Inside {
 
     /// They have them no longer.
     pub(in crate::network) fn remove(&mut self, networks: impl IntoIterator<Item = IpNetwork>) {
-        for network in networks.into_iter().filter_map(masked) {
+        for network in networks.into_iter().map(without_host_bits) {
             let Some(count) = self.all.get_mut(&network) else { continue };
             *count -= 1;
             if *count > 0 {
@@ -84,11 +85,6 @@ impl Inside {
     }
 }
 
-/// Without host bits, which mean nothing.
-fn masked(network: IpNetwork) -> Option<IpNetwork> {
-    IpNetwork::new(network.network(), network.prefix()).ok()
-}
-
 /// What lies within a network, itself included.
 fn of(network: &IpNetwork) -> std::ops::RangeInclusive<IpNetwork> {
     let last = network.broadcast();
@@ -106,11 +102,10 @@ mod tests {
 
     /// Worked out from all of them.
     fn from_scratch(all: &[IpNetwork]) -> BTreeSet<IpNetwork> {
-        let masked: BTreeSet<IpNetwork> = all.iter().copied().filter_map(masked).collect();
-        let held = |n: &IpNetwork| {
-            masked.iter().any(|o| o != n && o.prefix() < n.prefix() && o.contains(n.network()))
-        };
-        masked.iter().copied().filter(|n| !held(n)).collect()
+        let all: BTreeSet<IpNetwork> = all.iter().copied().map(without_host_bits).collect();
+        let held =
+            |n: &IpNetwork| all.iter().any(|o| o != n && o.prefix() < n.prefix() && o.contains(n.network()));
+        all.iter().copied().filter(|n| !held(n)).collect()
     }
 
     #[test]

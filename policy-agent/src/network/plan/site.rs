@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairlead_datapath::Exit;
-use fairlead_policy::model::Node;
+use fairlead_policy::model::{Node, without_host_bits};
 use ipnetwork::IpNetwork;
 
 use super::{MAIN, OVERHEAD, PODS, Place, Way};
@@ -84,8 +84,7 @@ impl Site {
     /// This node's pod CIDRs of these families.
     pub(super) fn pods(&self, families: [bool; 2]) -> impl Iterator<Item = IpNetwork> {
         let own = self.own.pod_cidrs.iter().filter(|c| c.prefix() > 0);
-        own.filter(move |c| families[usize::from(c.is_ipv6())])
-            .filter_map(|c| IpNetwork::new(c.network(), c.prefix()).ok())
+        own.filter(move |c| families[usize::from(c.is_ipv6())]).map(|c| without_host_bits(*c))
     }
 
     /// Works out what a node's pods, and its addresses, are reached by.
@@ -95,7 +94,7 @@ impl Site {
         let name = &node.name;
         let (mut tunnelled, mut reached) = ([false; 2], [true; 2]);
         for cidr in &node.pod_cidrs {
-            let Ok(to) = IpNetwork::new(cidr.network(), cidr.prefix()) else { continue };
+            let to = without_host_bits(*cidr);
             if to.prefix() == 0 {
                 problems.push(format!("no route to {to} of Node {name}: that is every address"));
                 continue;
