@@ -450,7 +450,7 @@ mod tests {
             assert!(clock(first, jiffy) <= 1, "{jiffy} ns");
             for seconds in [299, 300, 301, 86_400, 10 * 365 * 86_400] {
                 let jiffies = first + seconds * SECOND / u64::from(jiffy);
-                let wanted = (seconds * SECOND >> 30) as u32;
+                let wanted = ((seconds * SECOND) >> 30) as u32;
                 assert!(clock(jiffies, jiffy).abs_diff(wanted) <= 1, "{jiffy} ns, {seconds} s");
             }
         }

@@ -23,7 +23,7 @@ use fairlead_policy::model::{NodeChanges, ObjectKey};
 use fairlead_policy::tables::{Delta, Slot};
 use tokio::sync::watch;
 
-use crate::enforcer::Enforcer;
+use crate::enforcer::{Enforcer, EnforcerError};
 use crate::liveness::Pulse;
 use endpoints::{Local, Waiting};
 
@@ -301,12 +301,9 @@ impl<E: Enforcer> Engine<E> {
             return;
         }
         let result = self.enforcer.set_nodes(&self.untold_nodes);
-        if result.is_ok() {
+        if self.told("nodes", "other nodes", result) {
             self.untold_nodes.clear();
-        } else {
-            self.retry_at.get_or_insert(Instant::now() + RETRY);
         }
-        self.note("nodes", result.err().map(|e| format!("telling other nodes to the datapath: {e}")));
     }
 
     fn tell_addresses(&mut self) {
@@ -316,11 +313,7 @@ impl<E: Enforcer> Engine<E> {
         let mut own = self.own.clone().unwrap_or_default();
         own.extend(self.index.node(&self.options.node_name).iter().flat_map(|node| &node.addresses));
         let result = self.enforcer.set_addresses(&own, &self.index.service_addresses());
-        self.addresses_told = result.is_ok();
-        if result.is_err() {
-            self.retry_at.get_or_insert(Instant::now() + RETRY);
-        }
-        self.note("addresses", result.err().map(|e| format!("telling addresses to the datapath: {e}")));
+        self.addresses_told = self.told("addresses", "addresses", result);
     }
 
     fn tell_exits(&mut self) {
@@ -328,12 +321,20 @@ impl<E: Enforcer> Engine<E> {
             return;
         }
         let result = self.enforcer.set_exits(&self.untold_exits);
-        if result.is_ok() {
+        if self.told("exits", "ways to other nodes", result) {
             self.untold_exits.clear();
-        } else {
+        }
+    }
+
+    /// Whether the datapath has taken what it was told. If not it is told again, with the next step or after
+    /// [`RETRY`], whichever comes first.
+    fn told(&mut self, topic: &str, what: &str, result: Result<(), EnforcerError>) -> bool {
+        if result.is_err() {
             self.retry_at.get_or_insert(Instant::now() + RETRY);
         }
-        self.note("exits", result.err().map(|e| format!("telling ways to other nodes to the datapath: {e}")));
+        let told = result.is_ok();
+        self.note(topic, result.err().map(|e| format!("telling {what} to the datapath: {e}")));
+        told
     }
 
     /// Commits, applies, unlocks, answers.

@@ -40,7 +40,7 @@ struct World {
     failing: usize,
     /// Answer of every register.
     refuse: Option<EnforcerError>,
-    /// The next change of nodes fails.
+    /// Changes of nodes fail.
     refuse_nodes: bool,
 }
 
@@ -117,7 +117,7 @@ impl Enforcer for Fake {
         let told = changes.iter().map(|(name, node)| (name.to_string(), node.is_some())).collect();
         let mut world = self.world.lock().unwrap();
         world.done.push(Done::Nodes(told));
-        if std::mem::take(&mut world.refuse_nodes) {
+        if world.refuse_nodes {
             return Err(EnforcerError::Kernel("map tunnels4: full".to_owned()));
         }
         Ok(())
@@ -567,9 +567,14 @@ async fn services_and_nodes_reach_the_datapath() {
     let gone = ObjectId { kind: Kind::Node, key: ObjectKey::new("", "n2") };
     engine.handle.tell(Message::Batch(Batch { changes: vec![Change::Delete(gone)], problems: Vec::new() }));
     assert!(engine.snapshot().await.problems.iter().any(|p| p.message.contains("map tunnels4: full")));
+    engine.world.lock().unwrap().refuse_nodes = false;
     engine.batch(&[node()]);
-    assert_eq!(engine.done().await, [told("n2", false), told("n2", false)]);
+    // How often it was refused hangs on the steps that there were.
+    let tried = engine.done().await;
+    assert!(tried.len() >= 2 && tried.iter().all(|done| *done == told("n2", false)), "{tried:?}");
     assert_eq!(engine.snapshot().await.problems, []);
+    engine.batch(&[node()]);
+    assert_eq!(engine.done().await, []);
     assert_eq!(engine.handle.take_node_changes(), [("n2".into(), None)].into());
     let uplink = engine.handle.ask(|reply| Message::Uplink(3, reply)).await.unwrap();
     assert_eq!((uplink, engine.done().await), (Ok(()), vec![Done::Uplink(3)]));
