@@ -6,10 +6,12 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
 use fairlead_common::address::Address;
 use fairlead_common::maps::State;
-use fairlead_common::packet::{Packet, Parsed, TRANSPORT_LENGTH};
+use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed, TRANSPORT_LENGTH};
 use fairlead_common::verdict::Hook;
 
-/// Ethernet, IPv6 and TCP without options.
+/// Ethernet, IPv4 and TCP without options, in bytes.
+const HEADERS_IPV4: u32 = 14 + 20 + 20;
+/// The same with IPv6.
 const HEADERS: u32 = 14 + 40 + 20;
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
@@ -64,13 +66,15 @@ impl Skb {
         }
     }
 
-    /// Makes the headers of ordinary packets readable in place, where they are not (seldom).
+    /// Makes the headers of ordinary packets readable in place, where they are not (seldom). No more than headers: TCP
+    /// hands down its payload apart from them, and to join the two took 0.2 µs of each small packet's way.
     #[inline(always)]
     pub(crate) fn pull(&self) {
         let field = self.field();
         let present = field.data_end.wrapping_sub(field.data);
-        if present < HEADERS && present < field.len {
-            let wanted = if field.len < HEADERS { field.len } else { HEADERS };
+        let headers = if self.ether_type() == ETHER_IPV4 { HEADERS_IPV4 } else { HEADERS };
+        if present < headers && present < field.len {
+            let wanted = if field.len < headers { field.len } else { headers };
             // SAFETY: the context is valid; the packet's addresses are read again afterwards. Failed,
             // the packet is as it was, and what cannot be read is dropped as malformed.
             let _ = unsafe { bpf_skb_pull_data(self.0, wanted) };

@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::{allows, allows_both};
-use fairlead_common::maps::{EndpointPolicy, Exit, FlowKey, PendingKey, Side};
+use fairlead_common::maps::{EndpointPolicy, FlowKey, NODE_NONE, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables};
@@ -35,14 +35,14 @@ pub(crate) trait Steps: Family {
     fn locate(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> Option<PendingKey>;
     /// [`flow::take_over`].
     fn take_over(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> bool;
-    /// [`Tables::exit_to`].
-    fn exit_to(address: &Self) -> Exit;
+    /// [`Tables::remote`].
+    fn remote_apart(address: &Self) -> u32;
     /// [`flow::record`].
     fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $exit_to:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -126,18 +126,13 @@ macro_rules! steps {
             }
         }
 
-        /// Interface, then what fits.
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $exit_to(address: *const $address) -> u64 {
+        extern "C" fn $remote(address: *const $address) -> u32 {
             // SAFETY: as above.
             match unsafe { address.as_ref() } {
-                Some(address) => {
-                    let node = Maps.remote(address);
-                    let exit = Tables::<$address>::exit(&Maps, node);
-                    u64::from(exit.ifindex) << 32 | u64::from(exit.mtu)
-                }
-                None => 0,
+                Some(address) => Maps.remote(address),
+                None => NODE_NONE,
             }
         }
 
@@ -195,9 +190,8 @@ macro_rules! steps {
             }
 
             #[inline(always)]
-            fn exit_to(address: &Self) -> Exit {
-                let exit = $exit_to(address);
-                Exit { ifindex: (exit >> 32) as u32, mtu: exit as u32 }
+            fn remote_apart(address: &Self) -> u32 {
+                $remote(address)
             }
 
             #[inline(always)]
@@ -216,7 +210,7 @@ steps!(
     judge_both_ipv4,
     locate_ipv4,
     take_over_ipv4,
-    exit_ipv4,
+    remote_ipv4,
     record_ipv4
 );
 steps!(
@@ -227,7 +221,7 @@ steps!(
     judge_both_ipv6,
     locate_ipv6,
     take_over_ipv6,
-    exit_ipv6,
+    remote_ipv6,
     record_ipv6
 );
 

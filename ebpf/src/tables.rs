@@ -358,16 +358,13 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn exit(&self, node: u32) -> Exit {
-                match $exits.get(node) {
-                    Some(exit) => *exit,
-                    None => Exit { ifindex: 0, mtu: 0 },
-                }
+            fn exit(&self, node: u32) -> Option<&Exit> {
+                $exits.get(node)
             }
 
             #[inline(always)]
-            fn exit_to(&self, address: &$address) -> Exit {
-                <$address>::exit_to(address)
+            fn remote_apart(&self, address: &$address) -> u32 {
+                <$address>::remote_apart(address)
             }
 
             #[inline(always)]

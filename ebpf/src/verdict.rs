@@ -4,12 +4,12 @@ use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use fairlead_common::address::Address;
 use fairlead_common::maps::{
-    DIRECTION_EGRESS, DIRECTION_INGRESS, DropEvent, DropKey, EVENTS_PER_TICK, EventLimit, SLOT_SETTLED,
-    State, slot_of,
+    DIRECTION_EGRESS, DIRECTION_INGRESS, DropEvent, DropKey, EVENTS_PER_TICK, EventLimit, NextHop,
+    SLOT_SETTLED, State, slot_of,
 };
 use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{Dropped, Tables, Verdict};
+use fairlead_common::verdict::{Dropped, Tables, Verdict, way_out};
 
 use crate::packet::Skb;
 use crate::tables::{EVENTS, Maps, coarse, count_drop, count_lost, count_passed, event_limit};
@@ -49,7 +49,7 @@ where
             TC_ACT_UNSPEC
         }
         Verdict::Redirect { slot } => redirect(skb, state, slot, p, counted),
-        Verdict::Forward { ifindex } => forward(skb, state, ifindex, p.hop_limit, counted),
+        Verdict::Forward { node } => forward(skb, state, node, p, counted),
         Verdict::Drop(dropped) => {
             report(skb.ether_type(), state, &dropped, Some(p));
             TC_ACT_SHOT
@@ -92,14 +92,18 @@ where
     (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
 }
 
-/// Sends the packet to another node, past the stack but by its routes and neighbours.
+/// Sends the packet to another node, past the stack but by its neighbours and, through a tunnel, its routes.
 #[inline(always)]
-fn forward(skb: &Skb, state: &State, ifindex: u32, hop_limit: u8, counted: Counted) -> i32 {
-    if !skb.for_this_host() {
+fn forward<A: Address>(skb: &Skb, state: &State, node: u32, p: &Parsed<A>, counted: Counted) -> i32
+where
+    Maps: Tables<A>,
+{
+    let exit = if skb.for_this_host() { way_out::<A, _>(&Maps, node) } else { None };
+    let Some(exit) = exit else {
         pass(skb, state, slot_of(skb.ifindex()), counted);
         return TC_ACT_UNSPEC;
-    }
-    if !decrement_hop_limit(skb, hop_limit) {
+    };
+    if !decrement_hop_limit(skb, p.hop_limit) {
         return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS);
     }
     // Nothing is owed where it leaves.
@@ -107,8 +111,13 @@ fn forward(skb: &Skb, state: &State, ifindex: u32, hop_limit: u8, counted: Count
     if let Counted::Here(direction) = counted {
         count_passed(slot_of(skb.ifindex()), direction, skb.len());
     }
-    // SAFETY: without parameters the helper has no preconditions; it answers with a result for tc.
-    (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
+    if exit.hop.family == 0 {
+        // SAFETY: without parameters the helper has no preconditions; it answers with a result for tc.
+        return (unsafe { bpf_redirect_neigh(exit.ifindex, core::ptr::null_mut(), 0, 0) }) as i32;
+    }
+    let hop = core::ptr::from_ref(&exit.hop).cast_mut().cast();
+    // SAFETY: the helper reads as many bytes as the hop has.
+    (unsafe { bpf_redirect_neigh(exit.ifindex, hop, size_of::<NextHop>() as i32, 0) }) as i32
 }
 
 /// What a router does: RFC 1812, section 5.3.1, with the checksum of RFC 1141; RFC 8200, section 3.

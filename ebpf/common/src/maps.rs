@@ -8,6 +8,7 @@
 //! endpoint and both directions by one write of that word.
 
 use core::cell::Cell;
+use core::net::IpAddr;
 
 /// A map that outlives the agent that made it, pinned as `NAME-LAYOUT` in folder [`names::LASTING`].
 /// All others are new with each start. See docs/decisions/0006.
@@ -378,7 +379,7 @@ impl AddressInfo {
 pub const NODE_NONE: u32 = 0;
 
 /// Value of maps `exits4` and `exits6`, arrays of [`EXITS`] by number of a node: how packets for pods of that node
-/// leave without the host's stack. The route is the kernel's; this is only what must be known before it is asked.
+/// leave without the host's stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
@@ -386,6 +387,34 @@ pub struct Exit {
     pub ifindex: u32,
     /// What fits that way, in bytes.
     pub mtu: u32,
+    /// To whom on the link of that interface.
+    pub hop: NextHop,
+}
+
+/// The kernel's `struct bpf_redir_neigh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NextHop {
+    /// `AF_INET` (2) or `AF_INET6` (10); 0 where the kernel's route is asked for each packet: there, a tunnel.
+    pub family: u32,
+    /// The address in network byte order, that of IPv4 in the first word.
+    pub address: [u32; 4],
+}
+
+impl NextHop {
+    /// A neighbour.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        let word = |bytes: &[u8]| u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        match address {
+            IpAddr::V4(address) => Self { family: 2, address: [word(&address.octets()), 0, 0, 0] },
+            IpAddr::V6(address) => {
+                let octets = address.octets();
+                let at = |i: usize| word(&octets[i..]);
+                Self { family: 10, address: [at(0), at(4), at(8), at(12)] }
+            }
+        }
+    }
 }
 
 /// Elements of maps `exits4` and `exits6`. Nodes with greater numbers are reached through the host's stack.
@@ -637,7 +666,7 @@ mod tests {
     #[cfg(not(feature = "next-layout"))]
     fn layouts_are_pinned() {
         assert_eq!(size_of::<State>(), 24);
-        assert_eq!(size_of::<Exit>(), 8);
+        assert_eq!(size_of::<Exit>(), 28);
         assert_eq!(size_of::<PortSet>(), 128);
         assert_eq!(size_of::<EndpointPolicy>(), 16);
         assert_eq!(size_of::<Endpoint>(), 176);

@@ -34,7 +34,7 @@ pub use counters::{Counter, Counters};
 pub use early::Early;
 pub use endpoints::{EndpointEntry, Identity, RegisterError};
 pub use events::{DropRecord, EventLosses, Events, Losses};
-pub use fairlead_common::maps::Exit;
+pub use fairlead_common::maps::{Exit, NextHop};
 pub use features::missing_features;
 pub use map::MapError;
 pub use object::{Build, Capacities};

@@ -10,7 +10,7 @@ use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, revoke, still_may};
-use super::{Family, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with};
+use super::{Family, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with, way_out};
 
 /// A packet reaches the node. Most go on to the host's stack, and are judged where they come out of it, but for two
 /// kinds: answers that the stack is about to translate, and what goes from a pod of another node straight to a pod
@@ -116,7 +116,7 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     // The way back must be as straight, or the stack would see one direction alone.
     if flow.endpoint[destination].get() != target.generation
         || flow.endpoint[source].get() != 0
-        || tables.exit(tables.remote(&p.source)).ifindex == 0
+        || way_out(tables, tables.remote(&p.source)).is_none()
         || !fits(packet, p, target.mtu)
     {
         return pass;
@@ -162,7 +162,8 @@ fn new_to_pod<A: Family, P: Packet, T: Tables<A>>(
         return pass;
     }
     // Other nodes' addresses are looked up there too, and are no pods'.
-    if tables.exit(tables.remote(&p.source)).ifindex == 0 || tables.address(&p.source).kind != ADDRESS_UNKNOWN
+    if way_out(tables, tables.remote(&p.source)).is_none()
+        || tables.address(&p.source).kind != ADDRESS_UNKNOWN
     {
         return pass;
     }

@@ -10,7 +10,7 @@ use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with};
+use super::{Family, Hook, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with, way_out};
 
 /// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -152,11 +152,11 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
                 && state.flags & STATE_FAST_PATH != 0
                 && endpoint.flags & ENDPOINT_FAST_PATH != 0
             {
-                let exit = tables.exit(tables.remote(&p.destination));
-                if exit.ifindex != 0 {
+                let node = tables.remote(&p.destination);
+                if let Some(exit) = way_out(tables, node) {
                     opening.flags = FLOW_DIRECT;
                     if leaves_whole(packet, p, endpoint, exit.mtu) {
-                        verdict = Verdict::Forward { ifindex: exit.ifindex };
+                        verdict = Verdict::Forward { node };
                     }
                 }
             }
@@ -237,9 +237,11 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
             verdict = Verdict::Redirect { slot };
         }
     } else if flow.has(FLOW_DIRECT) && state.flags & STATE_FAST_PATH != 0 {
-        let exit = tables.exit(tables.remote(&p.destination));
-        if exit.ifindex != 0 && leaves_whole(packet, p, endpoint, exit.mtu) {
-            verdict = Verdict::Forward { ifindex: exit.ifindex };
+        let node = tables.remote(&p.destination);
+        if let Some(exit) = way_out(tables, node)
+            && leaves_whole(packet, p, endpoint, exit.mtu)
+        {
+            verdict = Verdict::Forward { node };
         }
     }
     if stale {

@@ -10,7 +10,7 @@ use crate::packet::{Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_keep};
-use super::{Family, Hook, Tables, Verdict, fits, unlocked_slot, waits_with};
+use super::{Family, Hook, Tables, Verdict, fits, unlocked_slot, waits_with, way_out};
 
 /// A pod sends an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -30,11 +30,10 @@ pub fn error_from_pod<A: Family, P: Packet, T: Tables<A>>(
             About::Nothing => Verdict::egress(DropReason::IcmpUnrelated, endpoint.ifindex),
             // The stack has not seen the flow, and would take the error for invalid.
             About::Straight if state.flags & STATE_FAST_PATH != 0 => {
-                let exit = tables.exit_to(&p.destination);
-                if exit.ifindex != 0 && fits(packet, p, exit.mtu) {
-                    Verdict::Forward { ifindex: exit.ifindex }
-                } else {
-                    Verdict::Pass { slot: SLOT_SETTLED }
+                let node = tables.remote_apart(&p.destination);
+                match way_out(tables, node) {
+                    Some(exit) if fits(packet, p, exit.mtu) => Verdict::Forward { node },
+                    _ => Verdict::Pass { slot: SLOT_SETTLED },
                 }
             }
             About::Within { slot, mtu } if state.flags & STATE_FAST_PATH != 0 && fits(packet, p, mtu) => {

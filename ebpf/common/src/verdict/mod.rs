@@ -44,19 +44,17 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     /// Maps `remotes4` and `remotes6`: number of the other node that the address is of or behind,
     /// [`NODE_NONE`](crate::maps::NODE_NONE) where there is none.
     fn remote(&self, address: &A) -> u32;
-    /// Maps `exits4` and `exits6`: how packets for pods of the node with this number leave. Its interface is 0 where
-    /// they go through the host's stack.
-    fn exit(&self, node: u32) -> Exit;
+    /// Maps `exits4` and `exits6`: how packets for pods of the node with this number leave; see [`way_out`].
+    fn exit(&self, node: u32) -> Option<&Exit>;
     /// Maps `fragments4` and `fragments6`.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment>;
     /// Remembers what a datagram's first fragment says for the others.
     fn insert_fragment(&self, key: &FragmentKey<A>, first: &FirstFragment);
 
-    /// How packets for an address of another node's leave; the kernel's side has it as a function of its own, for
-    /// the sake of the stack.
+    /// [`Self::remote`]; the kernel's side has it as a function of its own, for the sake of the stack.
     #[inline(always)]
-    fn exit_to(&self, address: &A) -> Exit {
-        self.exit(self.remote(address))
+    fn remote_apart(&self, address: &A) -> u32 {
+        self.remote(address)
     }
 
     /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
@@ -126,10 +124,10 @@ pub enum Verdict {
         /// The slot.
         slot: u32,
     },
-    /// It goes straight to another node, as the kernel's route says.
+    /// It goes straight to another node, as the way out to it says.
     Forward {
-        /// Index of the interface by which it leaves.
-        ifindex: u32,
+        /// The node's number.
+        node: u32,
     },
     /// It ends here.
     Drop(Dropped),
@@ -167,6 +165,12 @@ pub struct Hook {
     pub mark: u32,
     /// Made on this machine, in this network namespace: it has a socket and came in by no interface.
     pub made_here: bool,
+}
+
+/// How packets for pods of the node with this number leave past the host's stack; `None` where they may not.
+#[inline(always)]
+pub fn way_out<A: Address, T: Tables<A>>(tables: &T, node: u32) -> Option<&Exit> {
+    tables.exit(node).filter(|exit| exit.ifindex != 0)
 }
 
 /// The endpoint behind a pod's host interface, if packets may pass it at all.

@@ -8,7 +8,9 @@ use fairlead_common::maps::{
 };
 use fairlead_common::packet::parse;
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{Family, Hook, Verdict, from_fabric, from_pod, to_pod, to_uplink, unlocked};
+use fairlead_common::verdict::{
+    Family, Hook, Tables, Verdict, from_fabric, from_pod, to_pod, to_uplink, unlocked,
+};
 
 use crate::host::{Frame, Host, Random, STATE, endpoint, ifindex};
 
@@ -45,8 +47,9 @@ pub(crate) fn sent<A: Family + Eq + Hash + 'static>(
     let hook = Hook { ifindex: ifindex(1), mark: 0, made_here: false };
     let endpoint = unlocked(host, ifindex(1)).unwrap();
     match from_pod(host, state, &packet, &hook, endpoint, &mut p) {
-        Verdict::Forward { ifindex } => {
-            assert_eq!(ifindex, UPLINK);
+        Verdict::Forward { node } => {
+            assert_eq!(node, Tables::<A>::remote(host, &p.destination));
+            assert_eq!(host.exit.ifindex, UPLINK);
             (End::Arrived, true)
         }
         Verdict::Pass { slot } => {
@@ -164,7 +167,7 @@ fn compare<A: Family + Address + Eq + Hash + 'static>(v6: bool, seed: u64, steps
     for remote in REMOTES {
         straight.remotes.insert(words(&address(v6, Some(remote))), 5);
     }
-    let exit = Exit { ifindex: UPLINK, mtu: 1400 };
+    let exit = Exit { ifindex: UPLINK, mtu: 1400, ..Exit::default() };
     let mut state = State { flags: STATE_FAST_PATH, ..STATE };
     let mut seen = [0; 3];
     for step in 0..steps {

@@ -61,7 +61,7 @@ impl<A: Family + Address + Eq + Hash + 'static> Node<A> {
         for remote in REMOTES {
             host.remotes.insert(words(&address(v6, Some(remote))), 5);
         }
-        host.exit = Exit { ifindex: UPLINK, mtu: 1400 };
+        host.exit = Exit { ifindex: UPLINK, mtu: 1400, ..Exit::default() };
         let state = State { flags: STATE_FAST_PATH, ..STATE };
         Self { v6, host, state, translations: BTreeSet::new() }
     }

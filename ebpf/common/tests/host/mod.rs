@@ -211,8 +211,8 @@ impl<A: Address + Eq + Hash> Tables<A> for Host<A> {
         self.remotes.get(&address.words()).copied().unwrap_or(NODE_NONE)
     }
 
-    fn exit(&self, node: u32) -> Exit {
-        if node == NODE_NONE { Exit::default() } else { self.exit }
+    fn exit(&self, node: u32) -> Option<&Exit> {
+        (node != NODE_NONE).then_some(&self.exit)
     }
 
     fn fragment(&self, key: &FragmentKey<A>) -> Option<FirstFragment> {

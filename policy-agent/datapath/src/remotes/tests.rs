@@ -108,7 +108,10 @@ fn any_node() -> impl Strategy<Value = Node> {
 }
 
 fn any_exits() -> impl Strategy<Value = [Exit; 2]> {
-    let exit = prop_oneof![Just(Exit::default()), (1_u32..3).prop_map(|ifindex| Exit { ifindex, mtu: 1450 })];
+    let exit = prop_oneof![
+        Just(Exit::default()),
+        (1_u32..3).prop_map(|ifindex| Exit { ifindex, mtu: 1450, ..Exit::default() })
+    ];
     [exit.clone(), exit]
 }
 

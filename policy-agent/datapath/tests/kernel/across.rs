@@ -46,7 +46,7 @@ fn uplink(lab: &mut Lab) -> Pod {
 }
 
 fn exits(uplink: &Pod) -> Exits {
-    let exit = Exit { ifindex: uplink.ifindex, mtu: MTU };
+    let exit = Exit { ifindex: uplink.ifindex, mtu: MTU, ..Exit::default() };
     Exits::from([("other".into(), [exit; 2])])
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fairlead_datapath::Exit;
+use fairlead_datapath::{Exit, NextHop};
 use fairlead_policy::model::{Node, without_host_bits};
 use ipnetwork::IpNetwork;
 
@@ -133,11 +133,16 @@ impl Site {
         part
     }
 
-    /// The interface of a way, and what fits into it.
+    /// The interface of a way, what fits into it, and who is at its end.
     fn exit_by(&self, by: &Way) -> Exit {
         match by {
-            Way::Gateway { interface, .. } => Exit { ifindex: *interface, mtu: self.mtu_of(*interface) },
-            Way::Overlay { interface, mtu, .. } => Exit { ifindex: *interface, mtu: *mtu },
+            Way::Gateway { interface, address, .. } => {
+                Exit { ifindex: *interface, mtu: self.mtu_of(*interface), hop: NextHop::of(*address) }
+            }
+            // The tunnel is in the route.
+            Way::Overlay { interface, mtu, .. } => {
+                Exit { ifindex: *interface, mtu: *mtu, hop: NextHop::default() }
+            }
             Way::Unreachable => Exit::default(),
         }
     }

@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use fairlead_datapath::NextHop;
+
 use super::*;
 use crate::network::links::{Interface, Interfaces};
 
@@ -203,16 +205,13 @@ fn packets_leave_straight_where_one_interface_leads_to_all_of_a_nodes_pods() {
     ];
     let networks: &[&[&str]] = &[&["192.0.2.1/24", "2001:db8::1/64"]];
     let none = Exit::default();
-    let exit = |ifindex, mtu| Exit { ifindex, mtu };
+    let via = |hop: &str| Exit { ifindex: 7, mtu: 1500, hop: NextHop::of(hop.parse().unwrap()) };
+    let tunnel = Exit { ifindex: 99, mtu: 1450, hop: NextHop::default() };
+    let of_b = [via("192.0.2.2"), via("2001:db8::2")];
     for (routing, b, c, d) in [
-        (Routing::Direct, Some([exit(7, 1500); 2]), None, Some([exit(7, 1500), none])),
-        (
-            Routing::Auto,
-            Some([exit(7, 1500); 2]),
-            Some([exit(99, 1450), none]),
-            Some([exit(7, 1500), exit(99, 1450)]),
-        ),
-        (Routing::Vxlan, Some([exit(99, 1450); 2]), Some([exit(99, 1450), none]), Some([exit(99, 1450); 2])),
+        (Routing::Direct, Some(of_b), None, Some([via("192.0.2.4"), none])),
+        (Routing::Auto, Some(of_b), Some([tunnel, none]), Some([via("192.0.2.4"), tunnel])),
+        (Routing::Vxlan, Some([tunnel; 2]), Some([tunnel, none]), Some([tunnel; 2])),
         (Routing::None, None, None, None),
     ] {
         let plan = planned(&nodes, "a", routing, networks);
