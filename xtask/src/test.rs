@@ -8,7 +8,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::Privilege;
-use crate::{build, kubernetes, process, setup, workspace};
+use crate::{build, image, kubernetes, process, setup, workspace};
+
+/// The one test that needs all of Kubernetes, which takes long to build.
+const ON_REAL_NODES: &str = "fairlead_on_real_nodes";
 
 /// Arguments of `test`.
 #[derive(Args)]
@@ -74,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         deny.args(["deny", "--offline", "check", "licenses", "bans", "sources"]);
         tally.step("licences and origins of dependencies", process::run(&mut deny));
     }
-    match prepare() {
+    match prepare(&options.filters) {
         Err(error) => tally.step("build", Err(error)),
         Ok((privilege, assets)) => {
             if options.filters.is_empty() {
@@ -121,13 +124,19 @@ fn soak(length: Length, options: &Options) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn prepare() -> Result<(Privilege, PathBuf)> {
+/// Builds what the tests need that are run.
+fn prepare(filters: &[String]) -> Result<(Privilege, PathBuf)> {
     setup::test_packages()?;
     setup::cnitool()?;
     setup::bpffs()?;
     build::run(&build::Options::default())?;
     build::next_bpf_object()?;
     let assets = kubernetes::programs(&kubernetes::CONTROL)?;
+    if filters.is_empty() || filters.iter().any(|filter| ON_REAL_NODES.contains(filter.as_str())) {
+        kubernetes::nodes()?;
+        kubernetes::conformance()?;
+        image::run(&image::Options::default())?;
+    }
     Ok((Privilege::detect(), assets))
 }
 

@@ -4,13 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use fairlead_tests::control_plane::log_to;
-use fairlead_tests::kubernetes::{Families, Kubernetes, Options, Proxy, built};
-use serde::Deserialize;
+use fairlead_tests::kubernetes::specs::{self, Outcome};
+use fairlead_tests::kubernetes::{Families, Kubernetes, Options, Proxy};
 
 /// What is run: by the names of the specs.
 const FOCUS: &str = r"Netpol|Networking Granular Checks: Pods|\[sig-network\] HostPort|Services should serve a basic endpoint from pods";
@@ -20,8 +19,6 @@ const UNABLE: (&str, &str) = ("SCTPConnectivity", "needs SCTP sockets, which the
 const ABSENT: &str = "not run";
 /// What is below this in the document was written by people, and stays.
 const NOTES: &str = "## Notes";
-/// How many specs at the same time: they wait for what is denied to time out.
-const PROCESSES: &str = "6";
 
 /// The clusters on which they are run.
 const CLUSTERS: [(&str, Options); 4] = [
@@ -49,30 +46,6 @@ struct Arguments {
     /// Only specs whose names match this: once more, after a run of all, which the table says.
     #[arg(long)]
     focus: Option<String>,
-}
-
-/// Ginkgo's report of one suite.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Suite {
-    spec_reports: Option<Vec<Spec>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Spec {
-    container_hierarchy_texts: Option<Vec<String>>,
-    leaf_node_text: String,
-    leaf_node_type: String,
-    state: String,
-    #[serde(default)]
-    failure: Failure,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Failure {
-    message: String,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -106,8 +79,9 @@ async fn conform(arguments: &Arguments) -> Result<bool> {
         cluster.install_dns().await?;
         cluster.await_pods("kube-system").await?;
         let report = report(&arguments.reports, name, arguments.focus.is_some());
-        run_specs(&cluster, arguments.focus.as_deref().unwrap_or(FOCUS), &report).await?;
-        for (spec, (state, message)) in read(&report)? {
+        let focus = arguments.focus.as_deref().unwrap_or(FOCUS);
+        specs::run(&cluster, focus, UNABLE.0, &report).await?;
+        for (spec, Outcome { state, message }) in specs::read(&report)? {
             if state == "failed" {
                 good = false;
                 println!(
@@ -129,68 +103,16 @@ fn report(folder: &Path, name: &str, again: bool) -> PathBuf {
     folder.join(format!("{}{again}.json", name.replace([',', ' '], "-")))
 }
 
-/// Runs the specs in the control plane's network namespace.
-async fn run_specs(cluster: &Kubernetes, focus: &str, report: &Path) -> Result<()> {
-    // A report of before must not be taken for this one's.
-    let _ = std::fs::remove_file(report);
-    let log = report.with_extension("log");
-    let folder = report.parent().context("no folder")?.to_owned();
-    // ginkgo starts processes of its own. They are below it in a process namespace, and so end with it.
-    let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "--pid", "--mount-proc", "--fork", "--kill-child=SIGKILL", "--"])
-        .arg(built("ginkgo").join("ginkgo"))
-        .arg(format!("--procs={PROCESSES}"))
-        .args(["--no-color", "--timeout=3h", "--keep-going"])
-        .arg(format!("--focus={focus}"))
-        .arg(format!("--skip={}", UNABLE.0))
-        .arg(format!("--output-dir={}", folder.display()))
-        .arg(format!("--json-report={}", report.file_name().context("no name")?.to_string_lossy()))
-        .arg(built("e2e").join("e2e.test"))
-        .arg("--")
-        .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
-        .arg(format!("--kubectl-path={}", built("node").join("kubectl").display()))
-        .args(["--provider=skeleton", "--num-nodes=2", "--disable-log-dump"])
-        .env("HOME", cluster.folder())
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    let _ = std::fs::remove_file(&log);
-    log_to(&mut command, &log)?;
-    command.stdin(Stdio::null());
-    let mut child = cluster.namespace().run(move || command.spawn()).await??;
-    let status = tokio::task::spawn_blocking(move || child.wait()).await??;
-    if !report.exists() {
-        bail!("the specs ended with {status}, and no report: {}", log.display());
-    }
-    Ok(())
-}
-
-/// State and message of each spec by its name.
-fn read(report: &Path) -> Result<BTreeMap<String, (String, String)>> {
-    let text = std::fs::read_to_string(report).with_context(|| format!("no {}", report.display()))?;
-    let suites: Vec<Suite> = serde_json::from_str(&text)?;
-    let mut states = BTreeMap::new();
-    for spec in suites.into_iter().flat_map(|s| s.spec_reports.unwrap_or_default()) {
-        if spec.leaf_node_type != "It" {
-            continue;
-        }
-        let mut words = spec.container_hierarchy_texts.unwrap_or_default();
-        words.push(spec.leaf_node_text);
-        let name = words.join(" ");
-        states.insert(name, (spec.state, spec.failure.message));
-    }
-    Ok(states)
-}
-
 /// How the specs ended on one kind of cluster, by their names without the group's.
 type Column = BTreeMap<String, String>;
 
 /// What a report says of those that were selected.
 fn column(folder: &Path, name: &str) -> Result<Column> {
     let again = report(folder, name, true);
-    let again = if again.exists() { read(&again)? } else { BTreeMap::new() };
+    let again = if again.exists() { specs::read(&again)? } else { BTreeMap::new() };
     let mut column = Column::new();
-    for (spec, (mut state, _)) in read(&report(folder, name, false))? {
-        if state == "failed" && again.get(&spec).is_some_and(|(state, _)| state == "passed") {
+    for (spec, Outcome { mut state, .. }) in specs::read(&report(folder, name, false))? {
+        if state == "failed" && again.get(&spec).is_some_and(|then| then.state == "passed") {
             state = "passed in a second run".to_owned();
         }
         let unable = spec.contains(UNABLE.0);

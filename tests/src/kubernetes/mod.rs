@@ -6,6 +6,7 @@
 
 mod cgroup;
 pub mod machine;
+pub mod specs;
 pub mod traffic;
 
 use std::net::{IpAddr, SocketAddr};

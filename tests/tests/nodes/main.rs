@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests, and what they share")]
 
 mod shop;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,8 +37,8 @@ async fn state_of(machine: &Machine) -> BTreeMap<String, String> {
     state
 }
 
+// Its name is known to `cargo xtask test`, which builds what it needs.
 #[tokio::test]
-#[ignore = "takes minutes and all of Kubernetes: see docs/testing.md"]
 async fn fairlead_on_real_nodes() {
     if !fairlead_tests::privileged() {
         return;
@@ -69,6 +70,7 @@ async fn fairlead_on_real_nodes() {
     crowd(&cluster).await;
     shop::policies_hold(&cluster).await;
     restart(&cluster).await;
+    upstream::specs_pass(&cluster).await;
     uninstall(&cluster, &before).await;
 }
 
