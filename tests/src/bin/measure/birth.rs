@@ -16,13 +16,13 @@ use tokio::net::TcpSocket;
 use crate::crowd;
 
 const PODS: usize = 100;
-/// Pods that are born at the same time.
-const LITTER: usize = 20;
+/// Pods that are born at the same time. So few that the probes leave them time to start on two cores.
+const LITTER: usize = 10;
 const PORT: u16 = 8080;
 /// Time between two rounds of probes.
 const PERIOD: Duration = Duration::from_millis(1);
 /// Addresses that are probed: those of a litter, of the open pod, and some more.
-const NEXT: u32 = 32;
+const NEXT: u32 = 16;
 /// Name and label of the pod that nothing denies.
 const OPEN: &str = "open";
 /// Time after Ready during which the probes go on.
