@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use fairlead_api::{Attachment, EndpointCounters, EndpointStatus, NodeInfo, RunDir};
 use fairlead_common::maps::{SLOTS, slot_of};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
@@ -137,6 +137,13 @@ pub(crate) fn killed_ifindex(frozen: &Path, slot: u32) -> u32 {
     let mut value = 0_u32;
     bpf(1, &Lookup(fd, 0, std::ptr::from_ref(&slot) as u64, std::ptr::from_mut(&mut value) as u64, 0));
     value
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Lazily: programs are still held there. The folder goes after it.
+        let _ = umount2(&self.dir.path().join("bpf"), MntFlags::MNT_DETACH);
+    }
 }
 
 impl Node {
