@@ -7,7 +7,6 @@ mod upstream;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use fairlead_tests::kubernetes::machine::Machine;
 use fairlead_tests::kubernetes::traffic::{Flow, Tally};
@@ -27,14 +26,44 @@ fn image() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image/fairlead.tar").canonicalize().unwrap()
 }
 
-/// What a node is like, but for what Kubernetes itself does to it.
+/// What a node is like, but for what Kubernetes itself does to it: kube-proxy and the kubelet write rules when they start, and
+/// forget those of a Service when it suits them.
 async fn state_of(machine: &Machine) -> BTreeMap<String, String> {
     let (bin, cni) = (machine.path("/opt/cni"), machine.path("/etc/cni"));
     let places = [&bin, &cni, Path::new("/run/fairlead"), Path::new("/sys/fs/bpf")];
     let mut state = state(&machine.namespace, &places).await.unwrap();
     // The BPF file system stays mounted, since others may use it; the kernel puts these there.
     state.retain(|name, _| !["/sys/fs/bpf/maps.debug", "/sys/fs/bpf/progs.debug"].contains(&name.as_str()));
+    let rules = state.get_mut("nftables").unwrap();
+    *rules = not_of_iptables(rules);
+    for program in ["iptables-save", "ip6tables-save"] {
+        let saved = machine.run(program, &[]).await.unwrap();
+        let saved = String::from_utf8(saved.stdout).unwrap();
+        let others = saved.lines().filter(|line| line.starts_with("-A ") && !line.contains("KUBE-"));
+        state.insert(program.to_owned(), others.collect::<Vec<_>>().join("\n"));
+    }
     state
+}
+
+/// Those of nftables' tables that are not made by iptables, which has its own way of telling what is in its own.
+fn not_of_iptables(rules: &str) -> String {
+    let mut kept = true;
+    let lines = rules.lines().filter(|line| {
+        if let Some(table) = line.strip_prefix("table ") {
+            let words: Vec<&str> = table.split_whitespace().collect();
+            let theirs =
+                matches!(words[..2], ["ip" | "ip6", "raw" | "mangle" | "nat" | "filter" | "security"]);
+            kept = !theirs;
+        }
+        kept
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn tables_of_iptables_are_told_from_others() {
+    let rules = "table ip nat {\n\tchain A {\n\t}\n}\ntable inet fairlead {\n\tset b {\n\t}\n}\ntable ip6 filter {\n}\n";
+    assert_eq!(not_of_iptables(rules), "table inet fairlead {\n\tset b {\n\t}\n}");
 }
 
 // Its name is known to `cargo xtask test`, which builds what it needs.
@@ -182,7 +211,7 @@ async fn uninstall(cluster: &Kubernetes, before: &[BTreeMap<String, String>]) {
         assert_eq!((&report["left"], &report["problems"]), (&json!([]), &json!([])), "{}", machine.name);
         // kube-proxy takes its own time to forget the Services of what was deleted.
         let mut left = Vec::new();
-        let waited = await_until("the node as it was", Duration::from_secs(60), async || {
+        let waited = await_until("the node as it was", SOON, async || {
             left = differences(before, &state_of(machine).await);
             Ok(left.is_empty())
         })

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use fairlead_tests::kubernetes::Kubernetes;
+use fairlead_tests::kubernetes::{Kubernetes, SOON};
 use fairlead_tests::namespace::Namespace;
 use fairlead_tests::shop::{CALLS, NAMESPACE, split};
 use fairlead_tests::wait::await_until;
@@ -52,7 +52,7 @@ pub(super) async fn policies_hold(cluster: &Kubernetes) {
     assert!(open.values().all(|&open| open), "everything is open before: {open:#?}");
     cluster.apply(&policies).await.unwrap();
     let mut wrong = Vec::new();
-    let waited = await_until("the shop's policies", Duration::from_secs(60), async || {
+    let waited = await_until("the shop's policies", SOON, async || {
         wrong = measure(&pods, &inside)
             .await
             .into_iter()
