@@ -76,7 +76,7 @@ pub(crate) fn groups(title: &str, unit: &str, limit: Option<&Limit<'_>>, groups:
         let x = LABELS + limit.value * scale;
         let _ = writeln!(
             svg,
-            "<text class=\"quiet\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n\
+            "<text class=\"quiet\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n\
              <line class=\"limit\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{:.1}\" stroke-dasharray=\"4 3\"/>",
             top - 10.0,
             escaped(limit.label),
