@@ -21,6 +21,7 @@ pub mod engine;
 pub mod host;
 pub mod liveness;
 pub mod lock;
+pub mod memory;
 pub mod metrics;
 pub mod network;
 pub mod report;

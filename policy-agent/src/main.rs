@@ -7,6 +7,7 @@ use fairlead_agent::settings::{Flags, LogFormat, SettingsError, Values};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    fairlead_agent::memory::give_back();
     let flags = Flags::parse();
     let (settings, format) = match settings(flags) {
         Ok(settings) => settings,
