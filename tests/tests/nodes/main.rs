@@ -209,7 +209,6 @@ async fn uninstall(cluster: &Kubernetes, before: &[BTreeMap<String, String>]) {
         let done = machine.run(command.to_str().unwrap(), &["uninstall", "--verify", "-o", "json"]).await;
         let report: Value = serde_json::from_slice(&done.unwrap().stdout).unwrap();
         assert_eq!((&report["left"], &report["problems"]), (&json!([]), &json!([])), "{}", machine.name);
-        // kube-proxy takes its own time to forget the Services of what was deleted.
         let mut left = Vec::new();
         let waited = await_until("the node as it was", SOON, async || {
             left = differences(before, &state_of(machine).await);

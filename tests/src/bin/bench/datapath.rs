@@ -190,7 +190,15 @@ fn text(grounds: &[Ground], loads: &[&Load], rates: &[Vec<Rates>]) -> Result<Str
         cpu.push(row);
     }
     Ok(format!(
-        "Two pods on one node, IPv4, with what Fairlead ships as defaults; {} rounds, in each of which every way has\n         its turn at every load. Of {MANY_POLICIES} policies in force {} select the measured pods. iptables and nftables hold only\n         the policies that select the pods, as kube-router does, and the rules of these two pods alone, where a node has\n         a hundred. The two ends of a single conversation share one core, so what is compared is the work for each\n         packet and not the scheduler's choice; one-way traffic is sent from one core and received on another; 64\n         connections run wherever there is room. A thousand flows in turn find what is known of each out of the first\n         caches. The threads that measure have the highest priority.\n\n         ![Two pods of a node](img/datapath.svg)\n\n{}\n         Processor time of the sending thread, which on a veth does most of the receiver's work too:\n\n{}",
+        "Two pods on one node, IPv4, with what Fairlead ships as defaults; {} rounds, in each of which every way has\n\
+         its turn at every load. Of {MANY_POLICIES} policies in force {} select the measured pods. iptables and nftables hold only\n\
+         the policies that select the pods, as kube-router does, and the rules of these two pods alone, where a node has\n\
+         a hundred. The two ends of a single conversation share one core, so what is compared is the work for each\n\
+         packet and not the scheduler's choice; one-way traffic is sent from one core and received on another; 64\n\
+         connections run wherever there is room. A thousand flows in turn find what is known of each out of the first\n\
+         caches. The threads that measure have the highest priority.\n\n\
+         ![Two pods of a node](img/datapath.svg)\n\n{}\n\
+         Processor time of the sending thread, which on a veth does most of the receiver's work too:\n\n{}",
         rates[0][0].rate.len(),
         ground::SELECTING,
         table(&head, &rows),
