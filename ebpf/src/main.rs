@@ -13,6 +13,7 @@ mod pod;
 mod steps;
 mod tables;
 mod trampoline;
+mod tunnel;
 mod uplink;
 mod verdict;
 

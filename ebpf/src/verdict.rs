@@ -10,9 +10,11 @@ use fairlead_common::maps::{
 use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{Dropped, Tables, Verdict, way_out};
+use fairlead_common::vxlan;
 
 use crate::packet::Skb;
 use crate::tables::{EVENTS, Maps, coarse, count_drop, count_lost, count_passed, event_limit};
+use crate::tunnel::{TUNNELLED, UNCHANGED, put_into_tunnel};
 
 /// Which pod's counter a passing packet belongs to.
 #[derive(Clone, Copy)]
@@ -111,13 +113,26 @@ where
     if let Counted::Here(direction) = counted {
         count_passed(slot_of(skb.ifindex()), direction, skb.len());
     }
+    if exit.tunnel.ifindex != 0 {
+        match put_into_tunnel(skb.0, &raw const exit.tunnel, u32::from(vxlan::entropy(p))) {
+            TUNNELLED => return leave(exit.tunnel.ifindex, &exit.tunnel.far),
+            UNCHANGED => {}
+            _ => return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS),
+        }
+    }
     if exit.hop.family == 0 {
         // SAFETY: without parameters the helper has no preconditions; it answers with a result for tc.
         return (unsafe { bpf_redirect_neigh(exit.ifindex, core::ptr::null_mut(), 0, 0) }) as i32;
     }
-    let hop = core::ptr::from_ref(&exit.hop).cast_mut().cast();
+    leave(exit.ifindex, &exit.hop)
+}
+
+/// Sends the packet to a neighbour, whose MAC address the kernel finds.
+#[inline(always)]
+fn leave(ifindex: u32, hop: &NextHop) -> i32 {
+    let hop = core::ptr::from_ref(hop).cast_mut().cast();
     // SAFETY: the helper reads as many bytes as the hop has.
-    (unsafe { bpf_redirect_neigh(exit.ifindex, hop, size_of::<NextHop>() as i32, 0) }) as i32
+    (unsafe { bpf_redirect_neigh(ifindex, hop, size_of::<NextHop>() as i32, 0) }) as i32
 }
 
 /// What a router does: RFC 1812, section 5.3.1, with the checksum of RFC 1141; RFC 8200, section 3.

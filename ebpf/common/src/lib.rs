@@ -15,3 +15,4 @@ pub mod maps;
 pub mod packet;
 pub mod reason;
 pub mod verdict;
+pub mod vxlan;

@@ -389,13 +389,27 @@ pub struct Exit {
     pub mtu: u32,
     /// To whom on the link of that interface.
     pub hop: NextHop,
+    /// In place of an overlay device's work.
+    pub tunnel: Tunnel,
+}
+
+/// A tunnel over IPv4 whose header a program puts on, see [`vxlan`](crate::vxlan).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// Index of the interface on whose link the far end is; 0 where the overlay device has to put the header on.
+    pub ifindex: u32,
+    /// This node's address.
+    pub source: u32,
+    /// The other node's address.
+    pub far: NextHop,
 }
 
 /// The kernel's `struct bpf_redir_neigh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
-    /// `AF_INET` (2) or `AF_INET6` (10); 0 where the kernel's route is asked for each packet: there, a tunnel.
+    /// `AF_INET` (2) or `AF_INET6` (10); 0 where the kernel's route is asked for each packet: a tunnel is in it.
     pub family: u32,
     /// The address in network byte order, that of IPv4 in the first word.
     pub address: [u32; 4],

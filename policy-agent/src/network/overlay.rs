@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use fairlead_datapath::RECEIVER_MAC;
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
@@ -11,9 +12,6 @@ use rtnetlink::{AddressMessageBuilder, Handle, LinkMessageBuilder, LinkUnspec, L
 
 use super::links::{Interfaces, OVERLAY};
 use super::plan::GATEWAYS;
-
-/// Where frames of the overlay go to. No device has it: whoever they reach takes them.
-const GATEWAY_MAC: [u8; 6] = [0x0e, 0x46, 0x4c, 0, 0, 1];
 
 /// How the device is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +95,7 @@ pub(super) async fn set_up(
         handle.address().del(message).execute().await.map_err(say)?;
     }
     for gateway in GATEWAYS.iter().filter(|g| g.is_ipv4() || ipv6.exists()) {
-        let entry = handle.neighbours().add(index, *gateway).link_layer_address(&GATEWAY_MAC);
+        let entry = handle.neighbours().add(index, *gateway).link_layer_address(&RECEIVER_MAC);
         entry.state(NeighbourState::Permanent).replace().execute().await.map_err(say)?;
     }
     Ok(())

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use fairlead_common::maps::{EndpointPolicy, Side};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Exit, Exits};
+use fairlead_datapath::{Exit, Exits, NextHop, Tunnel};
 use fairlead_policy::model::Node;
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only};
+use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only};
 use crate::packets::{
     ACK, ICMP, ICMP6, SYN, SYN_ACK, TCP, UDP, checksum, ethernet, framed, icmp, ip, ip4, own, tcp, tcp_from,
     tcp_to, udp, udp_from,
@@ -103,6 +103,66 @@ fn what_a_pod_opens_leaves_straight_and_is_answered_straight() {
         }
         // Nothing of it was the uplink's.
         assert_eq!(lab.counters(&uplink).ingress.packets, 0);
+    });
+}
+
+#[test]
+fn a_tunnel_that_ends_on_the_link_is_put_on_by_the_program() {
+    const SERVICE_CLASS: u8 = 0xb8;
+    in_lab(|lab| {
+        let (pod, uplink) = (lab.pod(1), uplink(lab));
+        let far = NextHop::of(at(NODE));
+        let tunnel = Tunnel { ifindex: uplink.ifindex, source: u32::from_ne_bytes([192, 0, 2, 1]), far };
+        // No such device: whatever went to it would not be the uplink's.
+        let exit = Exit { ifindex: 9999, mtu: MTU, tunnel, ..Exit::default() };
+        lab.datapath.set_exits(&Exits::from([("other".into(), [exit; 2])])).unwrap();
+        let mut ports = Vec::new();
+        for (peer, from) in remotes().into_iter().flat_map(|peer| [(peer, 1000), (peer, 1001)]) {
+            let mut sent = udp_from(&pod, peer, from, 80);
+            let ipv4 = peer.is_ipv4();
+            if ipv4 {
+                sent[15] = SERVICE_CLASS | 3;
+                sent[24..26].fill(0);
+                let sum = checksum(&sent[14..34]);
+                sent[24..26].copy_from_slice(&sum.to_be_bytes());
+            } else {
+                sent[14] |= SERVICE_CLASS >> 4;
+                sent[15] |= (SERVICE_CLASS & 0xf | 1) << 4;
+            }
+            let run = lab.send(&pod, &sent);
+            assert_eq!((run.result, run.mark), (REDIRECT, 0));
+            let length = u16::try_from(run.packet.len() - 14).unwrap();
+            assert_eq!(usize::from(length), sent.len() - 14 + 50);
+            let [outer, datagram, vxlan, ethernet] =
+                [(14, 20), (34, 8), (42, 8), (50, 14)].map(|(at, length)| &run.packet[at..at + length]);
+            let ecn = if ipv4 { 2 } else { 1 };
+            assert_eq!(run.packet[12..14], [0x08, 0]);
+            assert_eq!(outer[..2], [0x45, ecn]);
+            assert_eq!(outer[2..4], length.to_be_bytes());
+            assert_eq!(outer[4..10], [0, 0, 0x40, 0, 64, UDP]);
+            assert_eq!((checksum(outer), &outer[12..]), (0, &[192, 0, 2, 1, 192, 0, 2, 2][..]));
+            assert_eq!(datagram[2..4], OVERLAY.port.to_be_bytes());
+            assert_eq!(datagram[4..6], (length - 20).to_be_bytes());
+            assert_eq!(datagram[6..], [0, 0]);
+            assert_eq!(vxlan, [8, 0, 0, 0, 0, 0, 77, 0]);
+            assert_eq!(ethernet[..6], fairlead_datapath::RECEIVER_MAC);
+            assert_eq!(ethernet[12..], if ipv4 { [0x08, 0] } else { [0x86, 0xdd] });
+            // What is inside is as a router hands it on.
+            let (mut inside, at) = (run.packet[64..].to_vec(), if ipv4 { 8 } else { 7 });
+            assert_eq!(inside[at], 63);
+            if ipv4 {
+                assert_eq!(checksum(&inside[..20]), 0);
+                inside[10..12].copy_from_slice(&sent[24..26]);
+            }
+            inside[at] = 64;
+            assert_eq!(inside, sent[14..]);
+            ports.push(u16::from_be_bytes([datagram[0], datagram[1]]));
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        assert!(ports.len() == 4 && ports[0] >= 0xc000, "{ports:?}");
+        let counters = lab.counters(&pod);
+        assert_eq!((counters.egress.packets, counters.egress.drops), (4, [].into()));
     });
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fairlead_datapath::{Exit, NextHop};
+use fairlead_datapath::{Exit, NextHop, Tunnel};
 use fairlead_policy::model::{Node, without_host_bits};
 use ipnetwork::IpNetwork;
 
@@ -137,13 +137,33 @@ impl Site {
     fn exit_by(&self, by: &Way) -> Exit {
         match by {
             Way::Gateway { interface, address, .. } => {
-                Exit { ifindex: *interface, mtu: self.mtu_of(*interface), hop: NextHop::of(*address) }
+                let (mtu, hop) = (self.mtu_of(*interface), NextHop::of(*address));
+                Exit { ifindex: *interface, mtu, hop, ..Exit::default() }
             }
             // The tunnel is in the route.
-            Way::Overlay { interface, mtu, .. } => {
-                Exit { ifindex: *interface, mtu: *mtu, hop: NextHop::default() }
+            Way::Overlay { interface, source, destination, mtu, .. } => {
+                let tunnel = self.tunnel_on_link(*source, *destination);
+                let there = self.mtu_of(tunnel.ifindex).saturating_sub(OVERHEAD[0]);
+                let mtu = if tunnel.ifindex != 0 { there.min(*mtu) } else { *mtu };
+                Exit { ifindex: *interface, mtu, tunnel, ..Exit::default() }
             }
             Way::Unreachable => Exit::default(),
+        }
+    }
+
+    /// The tunnel whose header need not be put on by the device: one over IPv4 that ends on a link of this node's. Of
+    /// all others the kernel knows more than an interface and who is at its end: routers, their MTU.
+    fn tunnel_on_link(&self, source: IpAddr, destination: IpAddr) -> Tunnel {
+        let (IpAddr::V4(source), IpAddr::V4(_)) = (source, destination) else {
+            return Tunnel::default();
+        };
+        match self.networks.iter().find(|(network, _)| network.contains(destination)) {
+            Some((_, ifindex)) => Tunnel {
+                ifindex: *ifindex,
+                source: u32::from_ne_bytes(source.octets()),
+                far: NextHop::of(destination),
+            },
+            None => Tunnel::default(),
         }
     }
 

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use fairlead_datapath::NextHop;
+use fairlead_datapath::{NextHop, Tunnel};
 
 use super::*;
 use crate::network::links::{Interface, Interfaces};
@@ -205,13 +205,24 @@ fn packets_leave_straight_where_one_interface_leads_to_all_of_a_nodes_pods() {
     ];
     let networks: &[&[&str]] = &[&["192.0.2.1/24", "2001:db8::1/64"]];
     let none = Exit::default();
-    let via = |hop: &str| Exit { ifindex: 7, mtu: 1500, hop: NextHop::of(hop.parse().unwrap()) };
-    let tunnel = Exit { ifindex: 99, mtu: 1450, hop: NextHop::default() };
+    let hop = |hop: &str| NextHop::of(hop.parse().unwrap());
+    let via = |to: &str| Exit { ifindex: 7, mtu: 1500, hop: hop(to), ..none };
+    let device = Exit { ifindex: 99, mtu: 1450, ..none };
+    // Over IPv4, whatever the pod's family.
+    let tunnel = |to: &str| Exit {
+        tunnel: Tunnel { ifindex: 7, source: u32::from_ne_bytes([192, 0, 2, 1]), far: hop(to) },
+        ..device
+    };
     let of_b = [via("192.0.2.2"), via("2001:db8::2")];
     for (routing, b, c, d) in [
         (Routing::Direct, Some(of_b), None, Some([via("192.0.2.4"), none])),
-        (Routing::Auto, Some(of_b), Some([tunnel, none]), Some([via("192.0.2.4"), tunnel])),
-        (Routing::Vxlan, Some([tunnel; 2]), Some([tunnel, none]), Some([tunnel; 2])),
+        (Routing::Auto, Some(of_b), Some([device, none]), Some([via("192.0.2.4"), tunnel("192.0.2.4")])),
+        (
+            Routing::Vxlan,
+            Some([tunnel("192.0.2.2"); 2]),
+            Some([device, none]),
+            Some([tunnel("192.0.2.4"); 2]),
+        ),
         (Routing::None, None, None, None),
     ] {
         let plan = planned(&nodes, "a", routing, networks);

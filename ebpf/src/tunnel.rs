@@ -1,0 +1,60 @@
+//! Puts a tunnel's header before a packet, in place of the overlay device; see docs/decisions/0031.
+
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+};
+use aya_ebpf::helpers::bpf_skb_adjust_room;
+use fairlead_common::maps::Tunnel;
+use fairlead_common::packet::{ETHER_IPV4, ETHERNET, Packet as _};
+use fairlead_common::vxlan::{self, Inner, Overlay};
+
+use crate::packet::Skb;
+use crate::tables::state;
+
+/// The packet is as it was: the overlay device can put on what the program cannot.
+pub(crate) const UNCHANGED: u32 = 0;
+/// The header is there.
+pub(crate) const TUNNELLED: u32 = 1;
+/// There is room for a header, and nothing in it.
+const BROKEN: u32 = 2;
+
+/// Segments stay as long as they are: the pod's MTU leaves room for the header.
+const FLAGS: u64 = BPF_F_ADJ_ROOM_FIXED_GSO as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP as u64
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH as u64
+    | (vxlan::INNER_ETHERNET as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+
+/// The frame's own Ethernet addresses are left for the neighbour's. Returns [`UNCHANGED`] and others.
+///
+/// A function of its own to the verifier, see [`steps`](crate::steps).
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn put_into_tunnel(
+    context: *mut __sk_buff,
+    tunnel: *const Tunnel,
+    entropy: u32,
+) -> u32 {
+    let skb = Skb(context);
+    // SAFETY: the verifier lets nothing else be handed in but memory of this size, or null.
+    let (Some(tunnel), Some(state), Some([word])) = (unsafe { tunnel.as_ref() }, state(), skb.at::<14, 1>())
+    else {
+        return UNCHANGED;
+    };
+    let ether_type = skb.ether_type();
+    let word = u32::from_be(word);
+    let service = if ether_type == ETHER_IPV4 { word >> 16 } else { word >> 20 } as u8;
+    let length = skb.len().wrapping_sub(ETHERNET);
+    let inner = Inner { ether_type, service, length, entropy: entropy as u16 };
+    let overlay = Overlay { port: state.overlay_port, id: state.overlay_id };
+    let Some(header) = vxlan::header(tunnel, overlay, inner) else {
+        return UNCHANGED;
+    };
+    // SAFETY: the context is valid; the packet's addresses are read again afterwards.
+    if unsafe { bpf_skb_adjust_room(context, vxlan::HEADER as i32, BPF_ADJ_ROOM_MAC, FLAGS) } != 0 {
+        return UNCHANGED;
+    }
+    if skb.put::<12, 13>(header) { TUNNELLED } else { BROKEN }
+}
