@@ -9,7 +9,7 @@ use fairlead_tests::namespace::{Namespace, sysctl};
 use fairlead_tests::world;
 use serde_json::json;
 
-use crate::datapath::ground::script;
+use crate::datapath::ground::{feed, script};
 use crate::datapath::load::{PORTS, Server};
 
 /// Policies in force, all of which select the measured pods.
@@ -72,8 +72,8 @@ impl Ground {
         self.address
     }
 
-    /// No policy and no program: routes, and a VXLAN device where that is the fabric.
-    pub(super) async fn plain(kind: Fabric) -> Result<Self> {
+    /// No policy and no program: routes, a VXLAN device where that is the fabric, and the rule that masquerade needs.
+    pub(super) async fn plain(kind: Fabric, masquerade: bool) -> Result<Self> {
         let l2 = fabric::bridge("p-fabric").await?;
         let mut pods = Vec::new();
         let mut nodes = Vec::new();
@@ -108,6 +108,11 @@ impl Ground {
                 ),
             };
             script(&node, lines).await?;
+            if masquerade {
+                let rules = "table ip p { chain p { type nat hook postrouting priority 100; \
+                             ip saddr 10.9.0.0/16 ip daddr != 10.9.0.0/16 masquerade; }; }";
+                feed(&node, "nft", &["-f", "-"], rules.to_owned()).await?;
+            }
             pods.push(pod);
             nodes.push(node);
         }
@@ -115,11 +120,12 @@ impl Ground {
         let server = Server::start(&second).await?;
         nodes.extend([second, l2]);
         let name = match kind {
-            Fabric::Direct => "plain routing, no policy",
-            Fabric::Vxlan => "plain VXLAN, no policy",
+            Fabric::Direct => "plain routing",
+            Fabric::Vxlan => "plain VXLAN",
         };
+        let name = format!("{name}, {}", if masquerade { "masquerade, no policy" } else { "no policy" });
         Ok(Self {
-            name: name.to_owned(),
+            name,
             server,
             way: Way::Plain { client: first, _others: nodes },
             address: [10, 9, 2, 2].into(),
