@@ -10,12 +10,15 @@ use fairlead_datapath::{Capacities, Datapath};
 use fairlead_index::Event;
 use fairlead_index::manifests::{Directory, watch::watch};
 use fairlead_policy::compiler::Compiler;
+use fairlead_policy::model::ObjectKey;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch as channel;
+use tokio::task::JoinHandle;
 
 use crate::api::{self, Readiness, Service};
 use crate::drops;
-use crate::engine::{self, Engine, Message};
+use crate::engine::{self, Engine, EngineHandle, Message};
 use crate::liveness::{self, Pulse};
 use crate::lock::lock;
 use crate::network::Network;
@@ -43,20 +46,24 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 
     tracing::info!(node = settings.node_name, version = env!("CARGO_PKG_VERSION"), "in charge");
     let restored = restored(&settings)?;
-    let mut datapath = Datapath::open(&fairlead_datapath::Options {
+    let (handle, inbox) = engine::channel();
+    let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
+    // Read while the programs are verified; nothing of it is in force before there is an engine.
+    let watching = watching(&settings, handle.clone(), asked).await?;
+    let options = fairlead_datapath::Options {
         fast_path: settings.fast_path,
         mark_mask: settings.mark_mask,
         capacities: Capacities::from(&settings.limits),
         overlay: settings.overlay(),
         early: settings.xdp.into(),
         ..fairlead_datapath::Options::new(&settings.bpffs)
-    })
-    .context("cannot open the datapath")?;
+    };
+    let opening = tokio::task::spawn_blocking(move || Datapath::open(&options));
+    let mut datapath = opening.await?.context("cannot open the datapath")?;
     let drops = drops::Log::new(Some(datapath.event_losses()?));
     let events = datapath.take_events()?.context("the datapath has no events")?;
     let frozen = datapath.frozen().to_owned();
     tracing::info!(endpoints = restored.len(), "datapath loaded");
-    let (wanted, asked) = tokio::sync::mpsc::unbounded_channel();
     let options = engine::Options {
         node_name: settings.node_name.clone(),
         add_timeout: settings.add_timeout,
@@ -64,7 +71,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         restored,
         wanted: matches!(settings.source, Source::Cluster(_)).then_some(wanted),
     };
-    let (engine, handle, published) = Engine::new(datapath, Compiler::new(settings.limits), options);
+    let (engine, published) = Engine::new(datapath, Compiler::new(settings.limits), options, inbox);
     let (ended, mut engine_ended) = tokio::sync::oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
         engine.run();
@@ -97,23 +104,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 .block_on(async { tokio::join!(looking, api::serve_probes(address, api::probes(service))) })
         })?;
     }
-    let to_engine = handle.clone();
-    let tell = move |event| {
-        to_engine.tell(match event {
-            Event::Batch(batch) => Message::Batch(batch),
-            Event::Synced => Message::Synced,
-        })
-    };
-    let watching = match &settings.source {
-        Source::Manifests(folder) => tokio::spawn(watch(Directory::new(folder), tell)),
-        Source::Cluster(access) => {
-            let cluster = fairlead_cluster::Source::new(access.clone(), asked, settings.add_timeout).await?;
-            tokio::spawn(async move {
-                cluster.run(tell).await;
-                Ok(())
-            })
-        }
-    };
     if let Source::Cluster(access) = &settings.source {
         let reporter = Reporter::new(access.clone(), &settings.node_name);
         tokio::spawn(report::run(reporter, settings.remove_taint, service_for_reports));
@@ -136,6 +126,30 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _ = fs::remove_file(&socket);
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     result
+}
+
+/// Begins to tell the engine of the state of the world.
+async fn watching(
+    settings: &Settings,
+    engine: EngineHandle,
+    asked: UnboundedReceiver<ObjectKey>,
+) -> anyhow::Result<JoinHandle<std::io::Result<()>>> {
+    let tell = move |event| {
+        engine.tell(match event {
+            Event::Batch(batch) => Message::Batch(batch),
+            Event::Synced => Message::Synced,
+        })
+    };
+    Ok(match &settings.source {
+        Source::Manifests(folder) => tokio::spawn(watch(Directory::new(folder), tell)),
+        Source::Cluster(access) => {
+            let cluster = fairlead_cluster::Source::new(access.clone(), asked, settings.add_timeout).await?;
+            tokio::spawn(async move {
+                cluster.run(tell).await;
+                Ok(())
+            })
+        }
+    })
 }
 
 fn broken(what: &str, result: Result<std::io::Result<()>, tokio::task::JoinError>) -> anyhow::Result<()> {

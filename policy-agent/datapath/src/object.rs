@@ -9,10 +9,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use aya::maps::{Map as AyaMap, MapData};
-use aya::programs::{Program, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use fairlead_common::maps::{
     HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
@@ -177,9 +179,9 @@ impl Object {
         let active: Map<u32, u32> = named_map(&ebpf, names::ACTIVE)?;
         let half = 1 - active.get(&0, 0)?.unwrap_or(0).min(1);
         let early = EarlyPrograms::load(&mut ebpf, &pins, half, options.early)?;
+        verify(&mut ebpf)?;
         for (name, hooks) in PROGRAMS {
             let program = classifier(&mut ebpf, name)?;
-            program.load()?;
             let fd = program.fd()?.as_fd().as_raw_fd();
             for hook in hooks {
                 programs.set(&(half * HOOKS + hook), &(fd as u32))?;
@@ -232,6 +234,28 @@ impl Object {
     pub(crate) fn is_active(&self) -> Result<bool, Error> {
         Ok(self.active.get(&0, 0)? == Some(self.half))
     }
+}
+
+/// Loads the [`PROGRAMS`], side by side: the kernel verifies each on the thread that asks for it, and of an agent's start
+/// that is the longest part.
+fn verify(ebpf: &mut Ebpf) -> Result<(), Error> {
+    let mut programs = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        if PROGRAMS.iter().any(|(of, _)| *of == name) {
+            programs.push(<&mut SchedClassifier>::try_from(program)?);
+        }
+    }
+    thread::scope(|scope| {
+        let mut started = Vec::new();
+        for program in programs {
+            let thread = thread::Builder::new().name("verifying".to_owned());
+            started.push(thread.spawn_scoped(scope, || program.load()).map_err(ProgramError::IOError));
+        }
+        for thread in started {
+            thread?.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        Ok(())
+    })
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {

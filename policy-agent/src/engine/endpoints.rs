@@ -237,7 +237,7 @@ impl<E: Enforcer> Engine<E> {
         attachment: Attachment,
         admitted: Vec<PutReply>,
     ) -> Result<(), (ApiError, Vec<PutReply>)> {
-        self.pulse.beat();
+        self.inbox.pulse.beat();
         let slot = slot(&attachment);
         if self.endpoints.contains_key(&slot) {
             let message = format!("slot {slot} of interface index {} is taken", attachment.host_ifindex);
@@ -279,7 +279,7 @@ impl<E: Enforcer> Engine<E> {
         let locked: Vec<Slot> =
             self.endpoints.iter().filter(|(_, l)| !l.unlocked).map(|(slot, _)| *slot).collect();
         for slot in locked {
-            self.pulse.beat();
+            self.inbox.pulse.beat();
             let topic = format!("unlock {slot}");
             match self.enforcer.unlock(slot) {
                 Ok(()) => {
@@ -360,7 +360,7 @@ mod tests {
     use fairlead_policy::compiler::{Compiler, Limits};
     use fairlead_policy::tables::Delta;
 
-    use super::super::Options;
+    use super::super::{Options, channel};
     use super::*;
 
     /// Interfaces that exist and nothing else.
@@ -436,8 +436,8 @@ mod tests {
         };
         // 2 is in the list, 3 came after it was made, 4 is gone.
         let kernel = Kernel(BTreeSet::from([0x10002, 0x10003]));
-        let (mut engine, _handle, _published) =
-            Engine::new(kernel, Compiler::new(Limits::default()), options);
+        let (_handle, inbox) = channel();
+        let (mut engine, _published) = Engine::new(kernel, Compiler::new(Limits::default()), options, inbox);
         engine.restore();
         assert_eq!(engine.endpoints.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
         engine.links(&BTreeSet::from([1, 0x10002]));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fairlead_api::drops::DropEvent;
@@ -117,15 +117,23 @@ pub struct EngineHandle {
     pulse: Pulse,
 }
 
-impl EngineHandle {
-    pub(super) fn new(
-        messages: Sender<Message>,
-        node_changes: Arc<Mutex<NodeChanges>>,
-        pulse: Pulse,
-    ) -> Self {
-        Self { messages, node_changes, pulse }
-    }
+/// The engine's end of the way to it.
+#[derive(Debug)]
+pub struct Inbox {
+    pub(super) messages: Receiver<Message>,
+    pub(super) node_changes: Arc<Mutex<NodeChanges>>,
+    pub(super) pulse: Pulse,
+}
 
+/// A way to an engine that is yet to be made: what it is told waits for it.
+pub fn channel() -> (EngineHandle, Inbox) {
+    let (sender, messages) = mpsc::channel();
+    let (node_changes, pulse) = (Arc::<Mutex<NodeChanges>>::default(), Pulse::default());
+    let inbox = Inbox { messages, node_changes: node_changes.clone(), pulse: pulse.clone() };
+    (EngineHandle { messages: sender, node_changes, pulse }, inbox)
+}
+
+impl EngineHandle {
     /// What moves whenever the engine has got on.
     pub fn pulse(&self) -> &Pulse {
         &self.pulse

@@ -11,8 +11,8 @@ mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use fairlead_api::status::Problem;
@@ -24,10 +24,9 @@ use fairlead_policy::tables::{Delta, Slot};
 use tokio::sync::watch;
 
 use crate::enforcer::{Enforcer, EnforcerError};
-use crate::liveness::Pulse;
 use endpoints::{Local, Waiting};
 
-pub use messages::{EngineHandle, Message, Reply, Snapshot};
+pub use messages::{EngineHandle, Inbox, Message, Reply, Snapshot, channel};
 
 /// Time after which a step is looked at again, to reuse its ids.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -81,9 +80,8 @@ pub struct Engine<E> {
     /// Other nodes, and exits, that are yet to be told to the datapath.
     untold_nodes: NodeChanges,
     untold_exits: Exits,
-    /// Changes of nodes that are not published yet, and those that nobody has taken.
+    /// Changes of nodes that are not published yet.
     unpublished: NodeChanges,
-    node_changes: Arc<Mutex<NodeChanges>>,
     /// Serial of the last step in force.
     serial: u64,
     commits: u64,
@@ -95,24 +93,20 @@ pub struct Engine<E> {
     /// What the kernel refused.
     problems: BTreeMap<String, Problem>,
     published: watch::Sender<Published>,
-    messages: Receiver<Message>,
+    /// Messages; changes of nodes that nobody has taken; a pulse that is moved after each message, endpoint and step.
+    inbox: Inbox,
     questions: Vec<Message>,
-    /// Moved after each message, endpoint and step.
-    pulse: Pulse,
 }
 
 impl<E: Enforcer> Engine<E> {
-    /// An engine, the way to it, and what it publishes.
+    /// An engine at the end of a way to it, and what it publishes.
     pub fn new(
         enforcer: E,
         compiler: Compiler,
         options: Options,
-    ) -> (Self, EngineHandle, watch::Receiver<Published>) {
-        let (sender, messages): (Sender<Message>, _) = channel();
+        inbox: Inbox,
+    ) -> (Self, watch::Receiver<Published>) {
         let (published, receiver) = watch::channel(Published::default());
-        let node_changes = Arc::<Mutex<NodeChanges>>::default();
-        let pulse = Pulse::default();
-        let handle = EngineHandle::new(sender, node_changes.clone(), pulse.clone());
         let engine = Self {
             options,
             enforcer,
@@ -130,7 +124,6 @@ impl<E: Enforcer> Engine<E> {
             untold_nodes: NodeChanges::new(),
             untold_exits: Exits::new(),
             unpublished: NodeChanges::new(),
-            node_changes,
             serial: 0,
             commits: 0,
             failures: 0,
@@ -138,19 +131,18 @@ impl<E: Enforcer> Engine<E> {
             overflow: BTreeSet::new(),
             problems: BTreeMap::new(),
             published,
-            messages,
+            inbox,
             questions: Vec::new(),
-            pulse,
         };
-        (engine, handle, receiver)
+        (engine, receiver)
     }
 
     /// Works until [`Message::Stop`], or until nobody can send any more. What is enforced stays so.
     pub fn run(mut self) {
         loop {
             let message = match self.next_deadline() {
-                None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(at) => self.messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+                None => self.inbox.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => self.inbox.messages.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match message {
                 Ok(message) => {
@@ -158,7 +150,7 @@ impl<E: Enforcer> Engine<E> {
                         return;
                     }
                     for _ in 0..TOGETHER {
-                        let Ok(message) = self.messages.try_recv() else { break };
+                        let Ok(message) = self.inbox.messages.try_recv() else { break };
                         if !self.take(message) {
                             return;
                         }
@@ -168,7 +160,7 @@ impl<E: Enforcer> Engine<E> {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.step(Instant::now());
-            self.pulse.beat();
+            self.inbox.pulse.beat();
             self.answer_questions();
         }
     }
@@ -180,7 +172,7 @@ impl<E: Enforcer> Engine<E> {
 
     /// Takes one message; `false` to end.
     fn take(&mut self, message: Message) -> bool {
-        self.pulse.beat();
+        self.inbox.pulse.beat();
         match message {
             Message::Stop => return false,
             Message::Batch(batch) => {
@@ -287,7 +279,7 @@ impl<E: Enforcer> Engine<E> {
         let changes = std::mem::take(&mut self.unpublished);
         let changed = u64::from(!changes.is_empty());
         // Whoever has panicked with it had taken all, or nothing.
-        self.node_changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
+        self.inbox.node_changes.lock().unwrap_or_else(PoisonError::into_inner).extend(changes);
         self.published.send_if_modified(|there| {
             let before = *there;
             let node_changes = before.node_changes + changed;

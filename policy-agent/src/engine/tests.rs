@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
-use super::{Engine, EngineHandle, Message, Options, Published, Snapshot};
+use super::{Engine, EngineHandle, Message, Options, Published, Snapshot, channel};
 use crate::enforcer::{Enforcer, EnforcerError};
 
 /// What was done to the fake, in order.
@@ -184,7 +184,8 @@ impl Running {
             restored,
             wanted: Some(wanted),
         };
-        let (engine, handle, published) = Engine::new(fake, Compiler::new(limits), options);
+        let (handle, inbox) = channel();
+        let (engine, published) = Engine::new(fake, Compiler::new(limits), options, inbox);
         std::thread::spawn(move || engine.run());
         Self { handle, published, world, asked }
     }

@@ -11,39 +11,22 @@ use crate::kubernetes;
 use crate::object::{Batch, Change, ObjectId, Origin, Parsed};
 
 /// What one file defines.
-#[derive(Clone, Debug, Default)]
-struct File {
+#[derive(Debug, Default)]
+pub(super) struct File {
     /// In the order of the file; of two with one name the first.
-    objects: BTreeMap<ObjectId, Parsed>,
+    objects: BTreeMap<ObjectId, Arc<Parsed>>,
     /// What is wrong with the file itself.
     problems: Vec<Problem>,
+    /// It may define more: nobody can say what the part means that cannot be parsed.
+    broken: bool,
 }
 
-/// The contents of a directory of manifests, without I/O.
-///
-/// An object that several files define is as the first of them by name says.
-#[derive(Debug, Default)]
-pub struct Catalogue {
-    files: BTreeMap<Arc<str>, File>,
-    /// Which files define an object, so that a change is not looked for in all of them.
-    defined: Claims<ObjectId, Arc<str>>,
-    /// What was said last of each object.
-    told: BTreeMap<ObjectId, Parsed>,
-    /// Objects whose definitions may have changed since.
-    touched: BTreeSet<ObjectId>,
-    /// What is wrong with the directory itself.
-    problem: Option<Problem>,
-    told_problems: Vec<Problem>,
-}
-
-impl Catalogue {
-    /// A file is there, or has changed. Documents that cannot be parsed leave in force whatever the
-    /// file defined before and now lacks: nobody can say which of it they meant to be.
-    pub fn set_file(&mut self, name: &str, text: &str) {
+impl File {
+    /// Reads the text of a file.
+    pub(super) fn read(name: &str, text: &str) -> Self {
         let name: Arc<str> = name.into();
         let format = if name.ends_with(".json") { Format::Json } else { Format::Yaml };
-        let mut file = File::default();
-        let mut broken = false;
+        let mut file = Self::default();
         let problem = |line, object, field, message| Problem {
             file: Some(name.to_string()),
             line: Some(line),
@@ -56,7 +39,7 @@ impl Catalogue {
             let value = match document.value {
                 Ok(value) => value,
                 Err(message) => {
-                    broken = true;
+                    file.broken = true;
                     let message = format!("cannot be parsed: {message}");
                     file.problems.push(problem(line, None, None, message));
                     continue;
@@ -72,19 +55,50 @@ impl Catalogue {
                     )),
                     Ok((id, outcome)) => {
                         let origin = Some(Origin { file: name.clone(), line });
-                        file.objects.insert(id.clone(), Parsed { id, origin, outcome });
+                        file.objects.insert(id.clone(), Arc::new(Parsed { id, origin, outcome }));
                     }
                     Err(e) => {
                         // Which object this is cannot be said, so it could be any of the file's.
-                        broken |= e.object.is_none() || e.field.as_deref() != Some("kind");
+                        file.broken |= e.object.is_none() || e.field.as_deref() != Some("kind");
                         file.problems.push(problem(line, e.object, e.field, e.message));
                     }
                 }
             }
         }
+        file
+    }
+}
+
+/// The contents of a directory of manifests, without I/O.
+///
+/// An object that several files define is as the first of them by name says.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    files: BTreeMap<Arc<str>, File>,
+    /// Which files define an object, so that a change is not looked for in all of them.
+    defined: Claims<ObjectId, Arc<str>>,
+    /// What was said last of each object.
+    told: BTreeMap<ObjectId, Arc<Parsed>>,
+    /// Objects whose definitions may have changed since.
+    touched: BTreeSet<ObjectId>,
+    /// What is wrong with the directory itself.
+    problem: Option<Problem>,
+    told_problems: Vec<Problem>,
+}
+
+impl Catalogue {
+    /// A file is there, or has changed. Documents that cannot be parsed leave in force whatever the
+    /// file defined before and now lacks: nobody can say which of it they meant to be.
+    pub fn set_file(&mut self, name: &str, text: &str) {
+        self.put_file(name, File::read(name, text));
+    }
+
+    /// As [`Self::set_file`], of a file that was read.
+    pub(super) fn put_file(&mut self, name: &str, mut file: File) {
+        let name: Arc<str> = name.into();
         let before = self.files.remove(&name).unwrap_or_default();
         self.forget(&name, &before);
-        if broken {
+        if file.broken {
             for (id, parsed) in before.objects {
                 file.objects.entry(id).or_insert(parsed);
             }
@@ -139,9 +153,8 @@ impl Catalogue {
             let holds = first.and_then(|file| file.objects.get(&id));
             match (holds, self.told.get(&id)) {
                 (Some(parsed), told) if told != Some(parsed) => {
-                    let parsed = parsed.clone();
+                    changes.push(Change::Apply(Parsed::clone(parsed)));
                     self.told.insert(id, parsed.clone());
-                    changes.push(Change::Apply(parsed));
                 }
                 (None, Some(_)) => {
                     self.told.remove(&id);

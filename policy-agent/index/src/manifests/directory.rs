@@ -3,11 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata, OpenOptions};
 use std::io::{self, Read as _};
+use std::num::NonZero;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::Catalogue;
+use super::catalogue::File;
 use crate::object::Batch;
 
 /// Longest file that is read, in bytes.
@@ -98,6 +103,7 @@ impl Directory {
             self.seen.remove(&name);
             self.catalogue.remove_file(&name);
         }
+        let mut changed = Vec::new();
         for name in names {
             let path = self.path.join(&name);
             if fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink())
@@ -106,7 +112,12 @@ impl Directory {
             {
                 self.outside.insert(folder.to_owned());
             }
-            self.read(&name, &path);
+            if self.may_have_changed(&name, &path) {
+                changed.push(name);
+            }
+        }
+        for (name, read) in read_all(&self.path, &changed) {
+            self.set(name, read);
         }
         Ok(self.catalogue.take())
     }
@@ -116,20 +127,24 @@ impl Directory {
         self.catalogue.take()
     }
 
-    fn read(&mut self, name: &str, path: &Path) {
+    fn may_have_changed(&self, name: &str, path: &Path) -> bool {
         let before = self.seen.get(name).copied().flatten();
-        if let (Some(before), Ok(now)) = (before, fs::metadata(path))
-            && before == Fingerprint::of(&now)
-            && !before.is_racy()
-        {
-            return;
-        }
-        match read_file(path) {
-            Ok((fingerprint, text)) => {
+        let same = |before: Fingerprint| {
+            fs::metadata(path).is_ok_and(|now| before == Fingerprint::of(&now)) && !before.is_racy()
+        };
+        !before.is_some_and(same)
+    }
+
+    fn set(&mut self, name: &str, read: io::Result<(Fingerprint, File)>) {
+        match read {
+            Ok((fingerprint, file)) => {
                 self.seen.insert(name.to_owned(), Some(fingerprint));
-                self.catalogue.set_file(name, &text);
+                self.catalogue.put_file(name, file);
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+            Err(e)
+                if e.kind() == io::ErrorKind::NotFound
+                    && fs::symlink_metadata(self.path.join(name)).is_err() =>
+            {
                 // Removed between listing and reading.
                 self.seen.remove(name);
                 self.catalogue.remove_file(name);
@@ -140,6 +155,28 @@ impl Directory {
             }
         }
     }
+}
+
+/// Reads files of a folder, on as many threads as there are processors: of a large cluster's manifests that takes most of
+/// an agent's start. Each comes with its name, in that order.
+fn read_all<'a>(folder: &Path, names: &'a [String]) -> BTreeMap<&'a str, io::Result<(Fingerprint, File)>> {
+    let next = AtomicUsize::new(0);
+    let read = Mutex::new(BTreeMap::new());
+    let work = || {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let file = read_file(&folder.join(name)).map(|(print, text)| (print, File::read(name, &text)));
+            read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.as_str(), file);
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(names.len());
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            // Without it the others do its part.
+            let _ = thread::Builder::new().name("reading".to_owned()).spawn_scoped(scope, work);
+        }
+        work();
+    });
+    read.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn manifest_names(path: &Path) -> io::Result<BTreeSet<String>> {

@@ -25,11 +25,11 @@ pub(super) enum Format {
     Json,
 }
 
-/// All documents that are not empty.
-pub(super) fn documents(text: &str, format: Format) -> Vec<Document> {
+/// All documents that are not empty, each parsed when it is asked for.
+pub(super) fn documents(text: &str, format: Format) -> Box<dyn Iterator<Item = Document> + '_> {
     match format {
-        Format::Yaml => yaml_parts(text).into_iter().flat_map(|(line, part)| yaml(line, part)).collect(),
-        Format::Json => json(text),
+        Format::Yaml => Box::new(yaml_parts(text).into_iter().flat_map(|(line, part)| yaml(line, part))),
+        Format::Json => Box::new(json(text)),
     }
 }
 
@@ -90,35 +90,32 @@ fn blank(line: &str) -> bool {
     line.is_empty() || line.starts_with('#') || line == "---"
 }
 
-fn json(text: &str) -> Vec<Document> {
-    let mut found = Vec::new();
+fn json(text: &str) -> impl Iterator<Item = Document> {
     let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut line = 1;
-    loop {
+    std::iter::from_fn(move || {
         let trimmed = rest.trim_start();
         line += rest[..rest.len() - trimmed.len()].matches('\n').count();
-        if trimmed.is_empty() {
-            return found;
-        }
         let mut stream = serde_json::Deserializer::from_str(trimmed).into_iter::<StrictValue>();
-        match stream.next() {
-            Some(Ok(value)) => {
+        match stream.next()? {
+            Ok(value) => {
                 let end = stream.byte_offset();
-                found.push(Document { line, value: Ok(value.0) });
+                let document = Document { line, value: Ok(value.0) };
                 line += trimmed[..end].matches('\n').count();
                 rest = &trimmed[end..];
+                Some(document)
             }
-            Some(Err(e)) => {
+            Err(e) => {
                 let message = e.to_string();
                 let message = message.split(" at line ").next().unwrap_or_default();
                 let message =
                     format!("{message} (line {}, column {})", line + e.line().max(1) - 1, e.column());
-                found.push(Document { line, value: Err(message) });
-                return found;
+                // Where the next one begins cannot be said.
+                rest = "";
+                Some(Document { line, value: Err(message) })
             }
-            None => return found,
         }
-    }
+    })
 }
 
 /// A value without duplicate keys.
@@ -216,7 +213,7 @@ mod tests {
     use super::*;
 
     fn yaml_values(text: &str) -> Vec<(usize, Result<Value, String>)> {
-        documents(text, Format::Yaml).into_iter().map(|d| (d.line, d.value)).collect()
+        documents(text, Format::Yaml).map(|d| (d.line, d.value)).collect()
     }
 
     #[test]
@@ -252,13 +249,13 @@ mod tests {
     fn keys_that_stand_twice_are_errors() {
         let error = yaml_values("a: {b: 1, b: 2}").remove(0).1.unwrap_err();
         assert!(error.contains("\"b\" stands twice"), "{error}");
-        let error = documents(r#"{"a": 1, "a": 2}"#, Format::Json).remove(0).value.unwrap_err();
+        let error = documents(r#"{"a": 1, "a": 2}"#, Format::Json).next().unwrap().value.unwrap_err();
         assert!(error.contains("\"a\" stands twice"), "{error}");
     }
 
     #[test]
     fn json_values_one_after_the_other() {
-        let found = documents("{\"a\": 1}\n\n[2]\n{", Format::Json);
+        let found: Vec<_> = documents("{\"a\": 1}\n\n[2]\n{", Format::Json).collect();
         assert_eq!(found.len(), 3);
         assert_eq!((found[0].line, &found[0].value), (1, &Ok(json!({"a": 1}))));
         assert_eq!((found[1].line, &found[1].value), (3, &Ok(json!([2]))));
@@ -277,7 +274,7 @@ mod tests {
         assert!(yaml_values(&bomb)[0].1.is_err());
         let deep = "[".repeat(100_000);
         assert!(yaml_values(&deep)[0].1.is_err());
-        assert!(documents(&deep, Format::Json)[0].value.is_err());
+        assert!(documents(&deep, Format::Json).next().unwrap().value.is_err());
         assert!(yaml_values("a: .nan")[0].1.is_err());
         assert!(yaml_values("a: \u{1}")[0].1.is_err());
         assert!(yaml_values("a: !thing 1")[0].1.is_err());
