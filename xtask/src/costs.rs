@@ -54,9 +54,9 @@ fn file() -> PathBuf {
 
 /// Counts, and compares or records. Whether nothing has become dearer.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    build::run(&build::Options::default())?;
-    let now = [object()?, verifier()?, compiler()?];
+    build::bpf_object()?;
     if options.record {
+        let now = count()?;
         let mut recorded = read()?;
         for group in now {
             // What other kernels and compilers count stays.
@@ -68,7 +68,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("costs: recorded in tests/costs.txt");
         return Ok(());
     }
-    check(&now)
+    compare()
+}
+
+/// Counts and compares, with the eBPF object as it was built last.
+pub(crate) fn compare() -> Result<()> {
+    check(&count()?)
+}
+
+fn count() -> Result<[Group; 3]> {
+    Ok([object()?, verifier()?, compiler()?])
 }
 
 /// Compares what is counted with what was recorded.
@@ -142,20 +151,11 @@ fn object() -> Result<Group> {
     Ok(Group { kind: OBJECT.to_owned(), by: format!("{compiler}, bpf-linker {LINKER_VERSION}"), counts })
 }
 
-/// An example of a crate, as a static executable.
-fn example(package: &str, name: &str) -> Result<PathBuf> {
-    process::run(build::release(&mut build::host_cargo("build")).args([
-        "--package",
-        package,
-        "--example",
-        name,
-    ]))?;
-    Ok(build::built("examples").join(name))
-}
-
-/// What this kernel's verifier walks.
+/// What this kernel's verifier walks. Who loads the programs makes no difference: the debug build does, which tests need
+/// anyway.
 fn verifier() -> Result<Group> {
-    let program = example("fairlead-datapath", "program_costs")?;
+    process::run(build::host_cargo("build").args(["--example", "program_costs"]))?;
+    let program = workspace::target().join("debug/examples/program_costs");
     // Mounts of its own: nothing is left, and no agent's pins are met.
     let script = r#"mount -t bpf bpf /sys/fs/bpf && exec "$0" /sys/fs/bpf/costs"#;
     let mut command = Privilege::detect().command("unshare")?;
@@ -168,7 +168,14 @@ fn verifier() -> Result<Group> {
 
 /// What valgrind counts of the policy compiler.
 fn compiler() -> Result<Group> {
-    let program = example("fairlead-policy", "counted_work")?;
+    let mut cargo = build::host_cargo("build");
+    process::run(build::release(&mut cargo).args([
+        "--package",
+        "fairlead-policy",
+        "--example",
+        "counted_work",
+    ]))?;
+    let program = build::built("examples").join("counted_work");
     let mut found = BTreeMap::new();
     for work in WORK {
         found.insert(work.to_owned(), executed(&program, work)?);

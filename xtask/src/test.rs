@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::process::Privilege;
-use crate::{build, image, kubernetes, process, setup, workspace};
+use crate::{build, costs, image, kubernetes, process, setup, workspace};
 
 /// The one test that needs all of Kubernetes, which takes long to build.
 const ON_REAL_NODES: &str = "fairlead_on_real_nodes";
@@ -91,6 +91,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                         "warnings",
                     ])),
                 );
+                tally.step("costs", costs::compare());
             }
             let result = tests(privilege, &assets, &options.filters, &mut tally);
             if let Err(error) = result {
