@@ -31,7 +31,7 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
         // Neighbours are not asked for through a tunnel.
         _ => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_INGRESS),
     };
-    if result == HONEST { honest(&skb, &state) } else { result }
+    if result == HONEST { honest(&skb, &state, node) } else { result }
 }
 
 #[inline(never)]

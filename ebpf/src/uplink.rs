@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use fairlead_common::maps::{DIRECTION_INGRESS, SLOT_NONE, SLOT_SETTLED, State};
+use fairlead_common::maps::{DIRECTION_INGRESS, NODE_NONE, SLOT_NONE, SLOT_SETTLED, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Kind, Packet};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
@@ -35,7 +35,7 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
             TC_ACT_UNSPEC
         }
     };
-    if result == HONEST { honest(&skb, &state) } else { result }
+    if result == HONEST { honest(&skb, &state, NODE_NONE) } else { result }
 }
 
 #[inline(never)]
@@ -71,16 +71,16 @@ where
     act(skb, state, verdict, p, Counted::No)
 }
 
-/// What reaches the node from a source that may say so.
+/// What reaches the node from a source that may say so, and that is of the node `sender` where it is known of which.
 #[inline(always)]
-pub(crate) fn honest(skb: &Skb, state: &State) -> i32 {
+pub(crate) fn honest(skb: &Skb, state: &State, sender: u32) -> i32 {
     if skb.ether_type() == ETHER_IPV4 {
-        match honest4(skb, state) {
+        match honest4(skb, state, sender) {
             ICMP_ERROR => honest4_error(skb, state),
             result => result,
         }
     } else {
-        match honest6(skb, state) {
+        match honest6(skb, state, sender) {
             ICMP_ERROR => honest6_error(skb, state),
             result => result,
         }
@@ -88,8 +88,8 @@ pub(crate) fn honest(skb: &Skb, state: &State) -> i32 {
 }
 
 #[inline(never)]
-fn honest4(skb: &Skb, state: &State) -> i32 {
-    from_fabric::<u32>(&Skb(skb.0), state)
+fn honest4(skb: &Skb, state: &State, sender: u32) -> i32 {
+    from_fabric::<u32>(&Skb(skb.0), state, sender)
 }
 
 #[inline(never)]
@@ -103,12 +103,12 @@ fn honest6_error(skb: &Skb, state: &State) -> i32 {
 }
 
 #[inline(never)]
-fn honest6(skb: &Skb, state: &State) -> i32 {
-    from_fabric::<[u32; 4]>(&Skb(skb.0), state)
+fn honest6(skb: &Skb, state: &State, sender: u32) -> i32 {
+    from_fabric::<[u32; 4]>(&Skb(skb.0), state, sender)
 }
 
 #[inline(always)]
-fn from_fabric<A: Steps>(skb: &Skb, state: &State) -> i32
+fn from_fabric<A: Steps>(skb: &Skb, state: &State, sender: u32) -> i32
 where
     Maps: Tables<A>,
 {
@@ -116,7 +116,7 @@ where
     let p = blank(&mut place);
     let verdict = match A::parse(skb, p) {
         Ok(()) if p.kind == Kind::IcmpError => return ICMP_ERROR,
-        Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), p),
+        Ok(()) => verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), sender, p),
         // Whoever it is for looks at it again.
         Err(_) => Verdict::Pass { slot: SLOT_SETTLED },
     };

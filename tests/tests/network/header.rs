@@ -75,11 +75,11 @@ async fn arrives(cluster: &Cluster, ipv6: bool, service: u8, whole: bool) -> (He
     (inner, outer.unwrap())
 }
 
-async fn start(routing: &str) -> Cluster {
+/// Two nodes; on one link, or with a router between them.
+async fn start(routing: &str, on_link: bool) -> Cluster {
     let nodes = [
         world::node("node-a", &["172.20.0.11", "fd20::11"], &["10.244.1.0/24", "fd10:244:0:1::/64"]),
-        // Beyond the router, but for the mode that has none.
-        if routing == "direct" {
+        if on_link {
             world::node("node-c", &["172.20.0.13", "fd20::13"], &["10.244.3.0/24", "fd10:244:0:3::/64"])
         } else {
             world::node("node-c", &["172.21.0.13", "fd21::13"], &["10.244.3.0/24", "fd10:244:0:3::/64"])
@@ -98,20 +98,26 @@ async fn the_pods_header_arrives_as_it_was_sent_and_the_tunnels_tells_of_congest
         return;
     }
     let mut cases = 0;
-    for routing in ["vxlan", "direct"] {
-        let cluster = start(routing).await;
+    for (routing, on_link) in [("vxlan", false), ("vxlan", true), ("direct", true)] {
+        let cluster = start(routing, on_link).await;
         for ipv6 in [false, true] {
             for ecn in [NOT_ECT, ECT1, ECT0, CE] {
                 for whole in [true, false] {
                     let (inner, outer) = arrives(&cluster, ipv6, DSCP | ecn, whole).await;
                     // Two nodes forward it; nobody may fragment IPv6.
                     let sent = Header { service: DSCP | ecn, whole: whole || ipv6, hop_limit: 62 };
-                    assert_eq!(inner, sent, "{routing}");
-                    // The tunnel's own: no DSCP of a pod's choice, what RFC 6040 (section 4.1, normal mode) says of ECN, one
-                    // hop to the router, and to be fragmented where a path is narrower than the uplink says.
+                    assert_eq!(inner, sent, "{routing}, on link: {on_link}");
+                    // The tunnel's own: no DSCP of a pod's choice, what RFC 6040 (section 4.1, normal mode) says of ECN. With
+                    // one hop to the router, and to be fragmented where a path is narrower than the uplink says;
+                    // on a link, there is no such path.
                     let ecn = if ecn == CE { ECT0 } else { ecn };
-                    let tunnel = Header { service: ecn, whole: false, hop_limit: 63 };
-                    assert_eq!(outer, (routing == "vxlan").then_some(tunnel), "{routing}");
+                    let tunnel =
+                        Header { service: ecn, whole: on_link, hop_limit: if on_link { 64 } else { 63 } };
+                    assert_eq!(
+                        outer,
+                        (routing == "vxlan").then_some(tunnel),
+                        "{routing}, on link: {on_link}"
+                    );
                     cases += 1;
                 }
             }
@@ -126,7 +132,7 @@ async fn congestion_on_the_tunnels_way_reaches_the_pod() {
     if !fairlead_tests::privileged() {
         return;
     }
-    let cluster = start("vxlan").await;
+    let cluster = start("vxlan", false).await;
     let mark = "table ip congested { chain forward { type filter hook forward priority 0; udp dport 8472 ip ecn set ce; }; }";
     shell(cluster.outside(), &format!("nft '{mark}'")).await;
     for ipv6 in [false, true] {

@@ -3,8 +3,8 @@
 use crate::flow::{Known, Opening, find, promote};
 use crate::judge::protocol;
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, ENDPOINT_FAST_PATH, FLOW_AFTER_NAT, FLOW_DIRECT, FlowKey,
-    SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, ENDPOINT_FAST_PATH, Exit, FLOW_AFTER_NAT, FLOW_DIRECT,
+    FlowKey, NODE_NONE, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
 use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
@@ -14,13 +14,15 @@ use super::{Family, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_
 
 /// A packet reaches the node. Most go on to the host's stack, and are judged where they come out of it, but for two
 /// kinds: answers that the stack is about to translate, and what goes from a pod of another node straight to a pod
-/// of this one. `for_this_host`: its frame was addressed to this node.
+/// of this one. `for_this_host`: its frame was addressed to this node. `sender`: number of the node that the source was
+/// found to be of or behind, [`NODE_NONE`] where nobody has looked.
 #[inline(always)]
 pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     tables: &T,
     state: &State,
     packet: &P,
     for_this_host: bool,
+    sender: u32,
     p: &Parsed<A>,
 ) -> Verdict {
     let pass = Verdict::Pass { slot: SLOT_SETTLED };
@@ -45,16 +47,22 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
         return if known.flow.has(FLOW_AFTER_NAT) {
             answer(tables, state, p, &key, source, &known, now)
         } else if straight && known.flow.has(FLOW_DIRECT) {
-            known_to_pod(tables, state, packet, to.slot, p, &key, source, &known, now)
+            known_to_pod(tables, state, packet, to.slot, sender, p, &key, source, &known, now)
         } else {
             pass
         };
     }
     // Of TCP only what opens a connection: the rest may be of one that the stack translates, or has seen already.
     if straight && (opens || p.protocol != protocol::TCP) {
-        return new_to_pod(tables, state, packet, to.slot, p, &key, source, now);
+        return new_to_pod(tables, state, packet, to.slot, sender, p, &key, source, now);
     }
     pass
+}
+
+/// How packets for the source leave past the host's stack.
+#[inline(always)]
+fn way_back<'t, A: Family, T: Tables<A>>(tables: &'t T, sender: u32, p: &Parsed<A>) -> Option<&'t Exit> {
+    way_out(tables, if sender == NODE_NONE { tables.remote(&p.source) } else { sender })
 }
 
 /// An answer to a pod: its rules still allow what it opened.
@@ -102,6 +110,7 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     state: &State,
     packet: &P,
     slot: u32,
+    sender: u32,
     p: &Parsed<A>,
     key: &FlowKey<A>,
     source: usize,
@@ -116,7 +125,7 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     // The way back must be as straight, or the stack would see one direction alone.
     if flow.endpoint[destination].get() != target.generation
         || flow.endpoint[source].get() != 0
-        || way_out(tables, tables.remote(&p.source)).is_none()
+        || way_back(tables, sender, p).is_none()
         || !fits(packet, p, target.mtu)
     {
         return pass;
@@ -149,6 +158,7 @@ fn new_to_pod<A: Family, P: Packet, T: Tables<A>>(
     state: &State,
     packet: &P,
     slot: u32,
+    sender: u32,
     p: &Parsed<A>,
     key: &FlowKey<A>,
     source: usize,
@@ -162,9 +172,7 @@ fn new_to_pod<A: Family, P: Packet, T: Tables<A>>(
         return pass;
     }
     // Other nodes' addresses are looked up there too, and are no pods'.
-    if way_out(tables, tables.remote(&p.source)).is_none()
-        || tables.address(&p.source).kind != ADDRESS_UNKNOWN
-    {
+    if way_back(tables, sender, p).is_none() || tables.address(&p.source).kind != ADDRESS_UNKNOWN {
         return pass;
     }
     if !may_enter(tables, state.generation, target, &p.source, p.protocol, p.destination_port) {

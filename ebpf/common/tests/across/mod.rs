@@ -69,7 +69,9 @@ pub(crate) fn received<A: Family + Eq + Hash + 'static>(
 ) -> (End, bool) {
     let packet = Frame(frame);
     let mut p = parse::<A, _>(&packet).unwrap();
-    match from_fabric(host, state, &packet, true, &p) {
+    // As out of a tunnel, where the sender has been looked up; from the link, it has not: see the module `early`.
+    let sender = Tables::<A>::remote(host, &p.source);
+    match from_fabric(host, state, &packet, true, sender, &p) {
         Verdict::Redirect { slot } => {
             assert_eq!(slot, slot_of(ifindex(1)));
             (End::Arrived, true)

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use fairlead_common::address::Address;
 use fairlead_common::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, EndpointPolicy, Exit, FLOW_AFTER_NAT,
-    FLOW_BEFORE_NAT, FLOW_DIRECT, STATE_FAST_PATH, Side, State, slot_of,
+    FLOW_BEFORE_NAT, FLOW_DIRECT, NODE_NONE, STATE_FAST_PATH, Side, State, slot_of,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::verdict::unlocked;
@@ -96,7 +96,7 @@ impl<A: Family + Address + Eq + Hash + 'static> Node<A> {
             return (End::of(dropped), false);
         }
         parsed.unwrap();
-        match from_fabric(&self.host, &self.state, &Frame(frame), true, &p) {
+        match from_fabric(&self.host, &self.state, &Frame(frame), true, NODE_NONE, &p) {
             Verdict::Pass { slot } => {
                 let answers = p.source.words() == words(&address(self.v6, Some(BACKEND)))
                     && self.translations.contains(&(p.protocol, p.destination_port, p.source_port));
