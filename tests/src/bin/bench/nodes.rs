@@ -21,21 +21,63 @@ const NODE: &str = "node-a";
 /// The one that comes and goes.
 const GUEST: &str = "guest";
 const GUEST_CIDR: &str = "10.200.7.0/24";
-/// How long a route may take.
+/// How long the kernel's word may take.
 const LOST: Duration = Duration::from_secs(10);
 
-/// What the kernel says of routes, with the time at which it was heard.
+/// What the kernel says of, with the time at which it was heard.
 struct Monitor {
+    of: Of,
     lines: Receiver<(Instant, String)>,
     child: Child,
 }
 
+/// Of what.
+#[derive(Clone, Copy)]
+enum Of {
+    /// Routes.
+    Routes,
+    /// The set of what is inside of the cluster, which is not masqueraded towards.
+    Inside,
+}
+
+impl Of {
+    /// A program that tells of it.
+    fn command(self) -> Command {
+        let (program, arguments) = match self {
+            Self::Routes => ("ip", ["monitor", "route"]),
+            Self::Inside => ("nft", ["monitor", "elements"]),
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdout(Stdio::piped());
+        command
+    }
+
+    /// Whether a line of it says that the guest came, or is gone.
+    fn says(self, line: &str, gone: bool) -> bool {
+        match self {
+            Self::Routes => line.contains(GUEST_CIDR) && line.starts_with("Deleted") == gone,
+            Self::Inside => {
+                line.contains(" inside4 ") && line.starts_with(if gone { "delete" } else { "add" })
+            }
+        }
+    }
+}
+
 impl Monitor {
-    async fn start(namespace: &Namespace) -> Result<Self> {
-        let mut command = Command::new("ip");
-        command.args(["monitor", "route"]).stdout(Stdio::piped());
-        let mut child = namespace.run(move || command.spawn()).await?.context("cannot run ip")?;
-        let output = child.stdout.take().context("ip has no output")?;
+    async fn start(namespace: &Namespace, of: Of) -> Result<Self> {
+        let mut child = namespace.run(move || of.command().spawn()).await?.context("cannot run a monitor")?;
+        let output = child.stdout.take().context("a monitor has no output")?;
+        let port = child.id().to_string();
+        await_until("a monitor that listens", LOST, async || {
+            // Columns: socket, protocol, port, groups.
+            let sockets =
+                namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/netlink")).await??;
+            Ok(sockets.lines().any(|line| {
+                let mut columns = line.split_whitespace().skip(2);
+                columns.next() == Some(port.as_str()) && columns.next().is_some_and(|g| g != "00000000")
+            }))
+        })
+        .await?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(std::io::Result::ok) {
@@ -44,15 +86,15 @@ impl Monitor {
                 }
             }
         });
-        Ok(Self { lines, child })
+        Ok(Self { of, lines, child })
     }
 
-    /// When the route came, or went.
+    /// When the guest came, or went.
     fn heard(&self, gone: bool) -> Result<Instant> {
         loop {
             let (at, line) =
                 self.lines.recv_timeout(LOST).with_context(|| format!("no word of {GUEST_CIDR}"))?;
-            if line.contains(GUEST_CIDR) && line.starts_with("Deleted") == gone {
+            if self.of.says(&line, gone) {
                 return Ok(at);
             }
         }
@@ -78,10 +120,11 @@ fn crowd(number: u32) -> Vec<Object> {
     (0..number).map(node).collect()
 }
 
-/// Milliseconds from the object to the route, and from its end to the route's.
+/// Milliseconds from the object to the route and to the set, and from its end to the route's.
 #[derive(Clone, Default)]
 struct Times {
     arrival: Vec<f64>,
+    inside: Vec<f64>,
     leave: Vec<f64>,
 }
 
@@ -100,20 +143,24 @@ pub(crate) async fn run(settings: &Settings) -> Result<Report> {
             Ok(String::from_utf8_lossy(&routes.stdout).lines().count() > number as usize)
         })
         .await?;
-        let monitor = Monitor::start(node).await?;
-        clusters.push((cluster, monitor, Times::default()));
+        let monitors = [Monitor::start(node, Of::Routes).await?, Monitor::start(node, Of::Inside).await?];
+        clusters.push((cluster, monitors, Times::default()));
     }
     // One more than counts: the first finds everything cold.
     for round in 0..=rounds {
-        for (cluster, monitor, times) in &mut clusters {
+        for (cluster, [routes, inside], times) in &mut clusters {
             let begin = Instant::now();
             cluster.apply(&guest)?;
-            let arrival = monitor.heard(false)?.duration_since(begin);
+            let to_route = routes.heard(false)?.duration_since(begin);
+            let to_inside = inside.heard(false)?.duration_since(begin);
             let begin = Instant::now();
             cluster.delete("Node", "", GUEST)?;
-            let leave = monitor.heard(true)?.duration_since(begin);
+            let leave = routes.heard(true)?.duration_since(begin);
+            // The set is what a round ends with: the next one begins when this one is over.
+            inside.heard(true)?;
             if round > 0 {
-                times.arrival.push(arrival.as_secs_f64() * 1e3);
+                times.arrival.push(to_route.as_secs_f64() * 1e3);
+                times.inside.push(to_inside.as_secs_f64() * 1e3);
                 times.leave.push(leave.as_secs_f64() * 1e3);
             }
         }
@@ -127,20 +174,26 @@ fn report(times: &[Times]) -> Result<Report> {
     let mut rows = Vec::new();
     for (number, times) in CROWDS.iter().zip(times) {
         let (arrival, leave) = (Samples::new(times.arrival.clone())?, Samples::new(times.leave.clone())?);
+        let inside = Samples::new(times.inside.clone())?;
         report
             .figures
             .push(Figure::new(format!("nodes.arrival_ms.at_{number}"), arrival.median(), "ms").at_most(5.0));
         report.figures.push(Figure::new(format!("nodes.leave_ms.at_{number}"), leave.median(), "ms"));
-        rows.push(vec![number.to_string(), arrival.told(2), leave.told(2)]);
+        report.figures.push(Figure::new(format!("nodes.inside_ms.at_{number}"), inside.median(), "ms"));
+        rows.push(vec![number.to_string(), arrival.told(2), inside.told(2), leave.told(2)]);
     }
     let [few, many] = times else { bail!("{} crowds", times.len()) };
     let ratio = ratios(&many.arrival, &few.arrival)?.median();
     report.figures.push(Figure::new("nodes.arrival.at_1000_vs_10", ratio, "ratio").at_most(1.5));
     report.text = format!(
         "A Node object comes and goes, {} times, among others that stay. From before its file is written to the\n\
-         kernel's word of its route; in between are the file system's notice, the index, the tables and the plan.\n\n{}",
+         kernel's word of its route; in between are the file system's notice, the index, the tables and the plan. Last\n\
+         comes nftables' set of what is inside of the cluster, and with that the next change may begin.\n\n{}",
         few.arrival.len(),
-        table(&["nodes that are there", "arrival to route, ms", "leave to no route, ms"], &rows)
+        table(
+            &["nodes that are there", "arrival to route, ms", "arrival to set, ms", "leave to no route, ms"],
+            &rows
+        )
     );
     Ok(report)
 }
