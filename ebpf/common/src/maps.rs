@@ -680,7 +680,7 @@ mod tests {
     #[cfg(not(feature = "next-layout"))]
     fn layouts_are_pinned() {
         assert_eq!(size_of::<State>(), 24);
-        assert_eq!(size_of::<Exit>(), 28);
+        assert_eq!((size_of::<Exit>(), size_of::<NextHop>(), size_of::<Tunnel>()), (56, 20, 28));
         assert_eq!(size_of::<PortSet>(), 128);
         assert_eq!(size_of::<EndpointPolicy>(), 16);
         assert_eq!(size_of::<Endpoint>(), 176);
