@@ -14,7 +14,7 @@ use crate::{build, process, setup, workspace};
 pub(crate) struct Options {
     /// Sections to measure; all of them where none is named.
     sections: Vec<String>,
-    /// The whole grid, up to two hours, instead of minutes.
+    /// The whole grid, an hour, instead of minutes.
     #[arg(long)]
     full: bool,
     /// Rounds of each comparison, instead of each section's own number.

@@ -8,6 +8,7 @@
 mod across;
 mod early;
 mod host;
+mod waiting;
 
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};

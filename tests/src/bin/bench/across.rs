@@ -52,7 +52,7 @@ async fn grounds() -> Result<Vec<Ground>> {
 }
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 40 }) as usize;
+    let rounds = settings.rounds.unwrap_or(if settings.full { 60 } else { 40 }) as usize;
     let time = Duration::from_millis(if settings.full { 60 } else { 40 });
     let grounds = grounds().await?;
     let mut rates = vec![vec![Rates::default(); LOADS.len()]; grounds.len()];

@@ -41,7 +41,7 @@ struct Crowd {
 }
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 200 } else { 50 }) as usize;
+    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 50 }) as usize;
     let crowds = if settings.full { 10 } else { 5 };
     let mut lab = Lab::start(DELS).await?;
     let mut alone: [Times; lab::CONTENDERS] = Default::default();

@@ -277,7 +277,7 @@ fn best(rounds: &[Measured], of: impl Fn(&Measured) -> &Vec<f64>) -> Result<Samp
 }
 
 pub(crate) fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 20 } else { 10 }).max(1);
+    let rounds = settings.rounds.unwrap_or(if settings.full { 15 } else { 10 }).max(1);
     let mut report = Report::default();
     let (mut costs, mut sizes) = (Vec::new(), Vec::new());
     for (scale, name) in SCALES {

@@ -87,7 +87,7 @@ async fn grounds(settings: &Settings) -> Result<Vec<Ground>> {
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
     // Many short rounds: what comes and goes on the machine then meets all ways alike.
-    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 40 }) as usize;
+    let rounds = settings.rounds.unwrap_or(if settings.full { 60 } else { 40 }) as usize;
     let time = Duration::from_millis(if settings.full { 60 } else { 40 });
     let loads: Vec<&Load> = LOADS.iter().filter(|l| l.quick || settings.full).collect();
     let grounds = grounds(settings).await?;

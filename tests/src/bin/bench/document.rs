@@ -93,7 +93,7 @@ impl Document {
              quartiles; a ratio is the median of the ratios pair by pair, and *within noise* where its 95 %\n\
              confidence interval contains 1.\n\n\
              To repeat all of it, from a fresh clone on Debian 12 with rustup, as root or with sudo:\n\n\
-             ```sh\ncargo xtask bench          # minutes\ncargo xtask bench --full   # up to two hours\n```\n\n",
+             ```sh\ncargo xtask bench          # minutes\ncargo xtask bench --full   # an hour\n```\n\n",
         );
         let _ = writeln!(text, "- machine: {}", machine::machine());
         let _ = writeln!(text, "- system: {}, kernel {}", machine::system(), machine::kernel());

@@ -142,7 +142,7 @@ impl Ground {
 }
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 40 }) as usize;
+    let rounds = settings.rounds.unwrap_or(if settings.full { 60 } else { 40 }) as usize;
     let time = Duration::from_millis(if settings.full { 100 } else { 40 });
     let mut grounds = vec![Ground::nftables().await?];
     for (xdp, name, _) in WAYS {

@@ -21,7 +21,7 @@ const WORLDS: [Population; 3] = [
 ];
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 20 } else { 5 });
+    let rounds = settings.rounds.unwrap_or(if settings.full { 10 } else { 5 });
     let mut cluster = population::node_with_pods(WORLDS[0], ENDPOINTS).await?;
     let mut times = vec![Vec::new(); WORLDS.len()];
     for _ in 0..rounds {

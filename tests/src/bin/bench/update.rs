@@ -240,7 +240,7 @@ async fn change(cluster: &mut Cluster, traffic: &Traffic, what: Change, open: bo
 }
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let changes = settings.rounds.unwrap_or(if settings.full { 500 } else { 100 });
+    let changes = settings.rounds.unwrap_or(if settings.full { 300 } else { 100 });
     let sizes: &[usize] = if settings.full { &[1_000, 10_000, 100_000] } else { &[10_000] };
     let mut report = Report::default();
     let mut rows = Vec::new();

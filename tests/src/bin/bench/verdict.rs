@@ -37,7 +37,7 @@ const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 pub(crate) async fn run(settings: &Settings) -> Result<Report> {
-    let rounds = settings.rounds.unwrap_or(if settings.full { 100 } else { 20 });
+    let rounds = settings.rounds.unwrap_or(if settings.full { 60 } else { 20 });
     let node = Namespace::new_node("node").await?;
     let mut lab = node.run(Lab::new).await??;
     for _ in 0..rounds {
