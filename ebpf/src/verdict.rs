@@ -94,7 +94,7 @@ where
     (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
 }
 
-/// Sends the packet to another node, past the stack but by its neighbours and, through a tunnel, its routes.
+/// Sends the packet to another node, past the stack but by its neighbours and, through the overlay device, its routes.
 #[inline(always)]
 fn forward<A: Address>(skb: &Skb, state: &State, node: u32, p: &Parsed<A>, counted: Counted) -> i32
 where
