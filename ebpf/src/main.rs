@@ -6,9 +6,9 @@
 #![no_main]
 
 mod early;
+mod inside;
 mod overlay;
 mod packet;
-
 mod pod;
 mod steps;
 mod tables;

@@ -8,6 +8,7 @@ use fairlead_common::address::Address;
 use fairlead_common::maps::State;
 use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed, TRANSPORT_LENGTH};
 use fairlead_common::verdict::Hook;
+use fairlead_common::vxlan;
 
 /// Ethernet, IPv4 and TCP without options, in bytes.
 const HEADERS_IPV4: u32 = 14 + 20 + 20;
@@ -70,9 +71,19 @@ impl Skb {
     /// hands down its payload apart from them, and to join the two took 0.2 µs of each small packet's way.
     #[inline(always)]
     pub(crate) fn pull(&self) {
+        self.pull_headers(if self.ether_type() == ETHER_IPV4 { HEADERS_IPV4 } else { HEADERS });
+    }
+
+    /// As [`pull`](Self::pull), for what is inside of a tunnel.
+    #[inline(always)]
+    pub(crate) fn pull_inside(&self) {
+        self.pull_headers(vxlan::HEADER + HEADERS);
+    }
+
+    #[inline(always)]
+    fn pull_headers(&self, headers: u32) {
         let field = self.field();
         let present = field.data_end.wrapping_sub(field.data);
-        let headers = if self.ether_type() == ETHER_IPV4 { HEADERS_IPV4 } else { HEADERS };
         if present < headers && present < field.len {
             let wanted = if field.len < headers { field.len } else { headers };
             // SAFETY: the context is valid; the packet's addresses are read again afterwards. Failed,
@@ -101,6 +112,18 @@ impl Skb {
     fn write_mark(&self, mark: u32) {
         // SAFETY: the mark is a writable field of the context.
         unsafe { (*self.0).mark = mark }
+    }
+
+    /// `N` words at an offset that the compiler must know.
+    #[inline(always)]
+    fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
+        let start = self.field().data as usize + offset;
+        if start + N * 4 <= self.field().data_end as usize {
+            // SAFETY: the bytes lie within the packet's linear part, as just checked; the machine
+            // reads words at any address (the verifier refuses the program where it does not).
+            return Some(unsafe { *(start as *const [u32; N]) });
+        }
+        None
     }
 
     /// Overwrites words at a constant offset, in place; `false` where the packet is shorter. A checksum of the
@@ -143,13 +166,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn at<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
-        let start = self.field().data as usize + OFFSET;
-        if start + N * 4 <= self.field().data_end as usize {
-            // SAFETY: the bytes lie within the packet's linear part, as just checked; the machine
-            // reads words at any address (the verifier refuses the program where it does not).
-            return Some(unsafe { *(start as *const [u32; N]) });
-        }
-        None
+        self.words(OFFSET)
     }
 
     #[inline(always)]
@@ -175,5 +192,44 @@ impl Packet for Skb {
     #[inline(always)]
     fn gso_size(&self) -> u32 {
         self.field().gso_size
+    }
+}
+
+/// What is inside of a tunnel's packet, as a frame of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Inside(pub(crate) Skb);
+
+impl Packet for Inside {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.0.len().wrapping_sub(vxlan::HEADER)
+    }
+
+    #[inline(always)]
+    fn at<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]> {
+        self.0.words(vxlan::HEADER as usize + OFFSET)
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]> {
+        self.0.load(vxlan::HEADER + offset)
+    }
+
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        match self.at::<12, 1>() {
+            Some([word]) => (u32::from_be(word) >> 16) as u16,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn vlan(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        self.0.gso_size()
     }
 }

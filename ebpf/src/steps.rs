@@ -12,13 +12,15 @@ use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables};
 
-use crate::packet::Skb;
+use crate::packet::{Inside, Skb};
 use crate::tables::Maps;
 
 /// An address family with its steps.
 pub(crate) trait Steps: Family {
     /// Parses a packet into what is [`Parsed::empty`].
     fn parse(skb: &Skb, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
+    /// The same of what is inside of a tunnel's packet.
+    fn parse_inside(skb: &Skb, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
     /// [`verdict::resolve_fragment`].
     fn resolve_fragment(ifindex: u32, parsed: &mut Parsed<Self>) -> Result<(), DropReason>;
     /// [`allows`].
@@ -42,7 +44,7 @@ pub(crate) trait Steps: Family {
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $parse_inside:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -50,6 +52,17 @@ macro_rules! steps {
             // SAFETY: the verifier lets nothing else be handed in but memory of this size, or null.
             match unsafe { parsed.as_mut() } {
                 Some(parsed) => code(<$address>::parse_into(&Skb(context), parsed)),
+                None => DropReason::Internal as u32,
+            }
+        }
+
+        /// 0, or the code of a [`DropReason`].
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $parse_inside(context: *mut __sk_buff, parsed: *mut Parsed<$address>) -> u32 {
+            // SAFETY: as above.
+            match unsafe { parsed.as_mut() } {
+                Some(parsed) => code(<$address>::parse_into(&Inside(Skb(context)), parsed)),
                 None => DropReason::Internal as u32,
             }
         }
@@ -153,6 +166,11 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn parse_inside(skb: &Skb, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
+                result($parse_inside(skb.0, parsed))
+            }
+
+            #[inline(always)]
             fn resolve_fragment(ifindex: u32, parsed: &mut Parsed<Self>) -> Result<(), DropReason> {
                 result($fragment(ifindex, parsed))
             }
@@ -205,6 +223,7 @@ macro_rules! steps {
 steps!(
     u32,
     parse_ipv4,
+    parse_ipv4_inside,
     fragment_ipv4,
     judge_ipv4,
     judge_both_ipv4,
@@ -216,6 +235,7 @@ steps!(
 steps!(
     [u32; 4],
     parse_ipv6,
+    parse_ipv6_inside,
     fragment_ipv6,
     judge_ipv6,
     judge_both_ipv6,

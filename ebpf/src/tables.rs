@@ -11,7 +11,7 @@ use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, EXITS, Endpoint, EndpointPolicy, EventLimit, EventLosses, Exit,
     FirstFragment, Flow, FlowKey, FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS,
-    Passed, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
+    Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -65,6 +65,8 @@ static TUNNELS6: HashMap<[u32; 4], u32> = HashMap::with_max_entries(65_536, NO_P
 static REMOTES4: LpmTrie<u32, u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
 #[map(name = "remotes6")]
 static REMOTES6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(65_536, NO_PREALLOC);
+#[map(name = "queued")]
+static QUEUED_AT: Array<Shared<Cell<u32>>> = Array::with_max_entries(QUEUED, 0);
 #[map(name = "exits4")]
 static EXITS4: Array<Exit> = Array::with_max_entries(EXITS, 0);
 #[map(name = "exits6")]
@@ -140,6 +142,12 @@ pub(crate) fn tunnel6(address: [u32; 4]) -> u32 {
     unsafe { TUNNELS6.get(&address) }.copied().unwrap_or(NODE_NONE)
 }
 
+/// When a packet of a tunnel's flow was last left to a device that queues.
+#[inline(always)]
+pub(crate) fn queued(element: u32) -> Option<&'static Cell<u32>> {
+    QUEUED_AT.get(element).map(|tick| &tick.0)
+}
+
 /// Counts a dropped packet.
 #[inline(always)]
 pub(crate) fn count_drop(key: &DropKey) {
@@ -194,7 +202,7 @@ pub(crate) fn coarse() -> u32 {
 
 /// [`coarse`], to a tick, by what the kernel counts anyway: a load in place of two calls for each packet.
 #[inline(always)]
-fn now() -> u32 {
+pub(crate) fn now() -> u32 {
     let Some(state) = STATE.get_ptr(0) else { return 0 };
     // SAFETY: as in `state`; the agent writes this word before any program can run. The helper has no preconditions.
     unsafe { clock(bpf_jiffies64(), (*state).jiffy) }

@@ -1,11 +1,12 @@
-//! Puts a tunnel's header before a packet, in place of the overlay device; see docs/decisions/0031.
+//! Puts a tunnel's header before a packet, and takes it off, in place of the overlay device; see docs/decisions/0031 and 0032.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
-    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
 };
-use aya_ebpf::helpers::bpf_skb_adjust_room;
+use aya_ebpf::helpers::{bpf_csum_level, bpf_skb_adjust_room};
 use fairlead_common::maps::Tunnel;
 use fairlead_common::packet::{ETHER_IPV4, ETHERNET, Packet as _};
 use fairlead_common::vxlan::{self, Inner, Overlay};
@@ -57,4 +58,25 @@ pub(crate) extern "C" fn put_into_tunnel(
         return UNCHANGED;
     }
     if skb.put::<12, 13>(header) { TUNNELLED } else { BROKEN }
+}
+
+/// Takes the header off a packet that is one segment and has an inner frame of this EtherType; `true` where it is off. The
+/// outer frame's Ethernet addresses stay, for the pod's to be written over them.
+#[inline(always)]
+pub(crate) fn take_out_of_tunnel(skb: &Skb, ether_type: u16) -> bool {
+    let family =
+        if ether_type == ETHER_IPV4 { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
+    let flags = u64::from(family | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+    // What the network card says of checksums begins with the outer datagram, which bears none: RFC 7348, section 4.1, and
+    // the kernel's include/linux/skbuff.h. Where it says nothing, there is nothing to take away.
+    // SAFETY: the context is valid.
+    let _ = unsafe { bpf_csum_level(skb.0, u64::from(BPF_CSUM_LEVEL_DEC)) };
+    // SAFETY: as above; the packet's addresses are read again afterwards.
+    if unsafe { bpf_skb_adjust_room(skb.0, -(vxlan::HEADER as i32), BPF_ADJ_ROOM_MAC, flags) } != 0 {
+        return false;
+    }
+    let Some([word]) = skb.at::<12, 1>() else {
+        return false;
+    };
+    skb.put::<12, 1>([(u32::from(ether_type) << 16 | u32::from_be(word) & 0xffff).to_be()])
 }

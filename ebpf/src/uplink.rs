@@ -10,6 +10,7 @@ use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Kind, Packet};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 
+use crate::inside::{LEFT, out_of_tunnel};
 use crate::packet::{Skb, blank};
 use crate::pod::ICMP_ERROR;
 use crate::steps::Steps;
@@ -35,7 +36,13 @@ pub(crate) fn from_uplink(ctx: TcContext) -> i32 {
             TC_ACT_UNSPEC
         }
     };
-    if result == HONEST { honest(&skb, &state, NODE_NONE) } else { result }
+    if result != HONEST {
+        return result;
+    }
+    match out_of_tunnel(&skb, &state) {
+        LEFT => honest(&skb, &state, NODE_NONE),
+        result => result,
+    }
 }
 
 #[inline(never)]

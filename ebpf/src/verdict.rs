@@ -68,7 +68,13 @@ pub(crate) fn pass(skb: &Skb, state: &State, slot: u32, counted: Counted) {
 }
 
 #[inline(always)]
-fn redirect<A: Address>(skb: &Skb, state: &State, slot: u32, p: &Parsed<A>, counted: Counted) -> i32
+pub(crate) fn redirect<A: Address>(
+    skb: &Skb,
+    state: &State,
+    slot: u32,
+    p: &Parsed<A>,
+    counted: Counted,
+) -> i32
 where
     Maps: Tables<A>,
 {

@@ -128,7 +128,7 @@ impl<A: Address> FlowKey<A> {
             && self.protocol == other.protocol
     }
 
-    /// The two places where an endpoint's table of pending flows may hold this one. Part of the layout
+    /// The two places where an endpoint's table of pending flows may hold this one, never the same. Part of the layout
     /// of `pending4` and `pending6`.
     #[inline(always)]
     pub fn places(&self) -> [u32; 2] {
@@ -139,7 +139,9 @@ impl<A: Address> FlowKey<A> {
         hash ^= hash >> 13;
         hash = hash.wrapping_mul(0xc2b2_ae35);
         hash ^= hash >> 16;
-        [hash % PENDING_PLACES, (hash >> 16) % PENDING_PLACES]
+        let (first, second) = (hash % PENDING_PLACES, (hash >> 16) % PENDING_PLACES);
+        // One of 1,024 would have but one place, and could not make way.
+        [first, if second == first { first ^ 1 } else { second }]
     }
 }
 

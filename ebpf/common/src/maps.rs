@@ -132,6 +132,12 @@ pub const HOOK_FROM_OVERLAY: u32 = 4;
 /// Index of `to_overlay` within a half.
 pub const HOOK_TO_OVERLAY: u32 = 5;
 
+/// Elements of map `queued`, an array: by [`vxlan::queued_at`](crate::vxlan::queued_at) the tick in which a packet of a tunnel's
+/// flow was last left to the overlay device because it is to be segmented.
+pub const QUEUED: u32 = 4096;
+/// For how many ticks, that one included, all of such a flow is left to the device, which queues: nobody overtakes.
+pub const QUEUED_FOR: u32 = 2;
+
 /// Value of map `state`, an array of one: what holds for the whole node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

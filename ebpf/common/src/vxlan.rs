@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::judge::protocol;
-use crate::maps::Tunnel;
+use crate::maps::{QUEUED, Tunnel};
 use crate::packet::{ETHER_IPV4, Parsed};
 
 /// Bytes that are put between the frame's Ethernet header and the packet: IPv4, UDP, VXLAN, inner Ethernet.
@@ -105,6 +105,60 @@ pub fn header(tunnel: &Tunnel, overlay: Overlay, inner: Inner) -> Option<[u32; 1
     ])
 }
 
+/// Who sent a tunnel's packet to whom, and what is inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// IPv4 address of the sending node, as it lies in memory.
+    pub source: u32,
+    /// Of the receiving one.
+    pub destination: u32,
+    /// Source port in host byte order: the same for all packets of a flow.
+    pub port: u16,
+    /// EtherType of the inner frame in host byte order.
+    pub ether_type: u16,
+}
+
+/// Element of map `queued` for a flow of a tunnel; flows may share one.
+#[inline(always)]
+pub fn queued_at(outer: &Outer) -> u32 {
+    (outer.source ^ u32::from(outer.port)).wrapping_mul(0x9e37_79b1) >> (32 - QUEUED.trailing_zeros())
+}
+
+/// Takes a [`header`] apart, whoever put it on, of a packet of `length` bytes, outer IP header included. `None` where it is
+/// no packet of this overlay, and where there is more to do than to take it off: options, fragments, padding, a UDP checksum,
+/// congestion that the packet inside must be told of (RFC 6040, section 4.2), flags that RFC 7348 does not know.
+#[inline(always)]
+pub fn opened(words: [u32; 13], length: u32, overlay: Overlay) -> Option<Outer> {
+    let [w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, _, _, w12] = words;
+    let be = u32::from_be;
+    let (w0, w1, w2, w3, w4, w5, w6) = (be(w0), be(w1), be(w2), be(w3), be(w4), be(w5), be(w6));
+    let version = w0 & 0xffff;
+    let (source, destination) = (w3 << 16 | w4 >> 16, w4 << 16 | w5 >> 16);
+    let sum = version + (w1 >> 16) + (w1 & 0xffff) + (w2 >> 16) + (w2 & 0xffff) + (w3 >> 16);
+    let sum = sum + (source >> 16) + (source & 0xffff) + (destination >> 16) + (destination & 0xffff);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let outer = version >> 8 == 0x45
+        && version as u8 & ECN != CE
+        && w1 >> 16 == length
+        // Whether it might have been fragmented is all one.
+        && w2 >> 16 & !u32::from(DONT_FRAGMENT) == 0
+        && w2 as u8 == protocol::UDP
+        && (sum & 0xffff) + (sum >> 16) == 0xffff
+        && w6 >> 16 == u32::from(u16::from_be(overlay.port))
+        && w6 & 0xffff == length.wrapping_sub(20);
+    let tunnel =
+        w7 == pair(0, 0x0800) && be(w8) == overlay.id >> 8 && be(w9) >> 16 == (overlay.id & 0xff) << 8;
+    if !outer || !tunnel || length < HEADER {
+        return None;
+    }
+    Some(Outer {
+        source: source.to_be(),
+        destination: destination.to_be(),
+        port: w5 as u16,
+        ether_type: be(w12) as u16,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::vec::Vec;
@@ -158,6 +212,85 @@ mod tests {
         let inner = |length| Inner { ether_type: 0x0800, service: 0, length, entropy: 0 };
         assert!(header(&tunnel(), OVERLAY, inner(65_485)).is_some());
         assert_eq!(header(&tunnel(), OVERLAY, inner(65_486)), None);
+    }
+
+    fn words(bytes: &[u8]) -> [u32; 13] {
+        let mut words = [0; 13];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        words
+    }
+
+    #[test]
+    fn what_was_put_on_is_opened_again() {
+        for service in [0, 1, 2, 3] {
+            let inner = Inner { ether_type: 0x86dd, service, length: 1000, entropy: 0xfffc };
+            let words = header(&tunnel(), OVERLAY, inner).unwrap();
+            let outer = Outer {
+                source: tunnel().source,
+                destination: tunnel().far.address[0],
+                port: 0xffff,
+                ether_type: 0x86dd,
+            };
+            assert_eq!(opened(words, 1050, OVERLAY), Some(outer));
+        }
+    }
+
+    #[test]
+    fn each_flow_has_an_element_and_few_share_one() {
+        let mut seen = std::collections::BTreeSet::new();
+        for port in 0xc000..0xc400 {
+            let outer = Outer { source: tunnel().source, destination: 0, port, ether_type: 0 };
+            let at = queued_at(&outer);
+            assert!(at < QUEUED);
+            seen.insert(at);
+        }
+        assert!(seen.len() > 900, "{}", seen.len());
+    }
+
+    #[test]
+    fn whatever_else_it_is_it_is_not_opened() {
+        let inner = Inner { ether_type: 0x0800, service: 0, length: 1000, entropy: 7 };
+        let whole = header(&tunnel(), OVERLAY, inner).unwrap();
+        assert!(opened(whole, 1050, OVERLAY).is_some());
+        assert_eq!(opened(whole, 1049, OVERLAY), None);
+        assert_eq!(opened(whole, 1051, OVERLAY), None);
+        assert_eq!(opened(whole, 1050, Overlay { port: 4789_u16.to_be(), ..OVERLAY }), None);
+        assert_eq!(opened(whole, 1050, Overlay { id: OVERLAY.id ^ 1, ..OVERLAY }), None);
+        assert_eq!(opened(whole, 1050, Overlay { id: OVERLAY.id ^ 1 << 23, ..OVERLAY }), None);
+        // Each bit of the outer headers, but for the source port, which tells flows apart and nothing else.
+        for at in (2..38).filter(|at| !(22..24).contains(at)) {
+            for bit in 0..8 {
+                let mut bytes = bytes(whole);
+                bytes[at] ^= 1 << bit;
+                assert_eq!(opened(words(&bytes), 1050, OVERLAY), None, "byte {at}, bit {bit}");
+            }
+        }
+    }
+
+    /// With a checksum that fits, so that nothing but the field itself refuses it.
+    #[test]
+    fn whoever_must_do_more_than_take_it_off_gets_it() {
+        let inner = Inner { ether_type: 0x0800, service: 0, length: 1000, entropy: 7 };
+        let with = |at: usize, value: u8| {
+            let mut bytes = bytes(header(&tunnel(), OVERLAY, inner).unwrap());
+            bytes[at] = value;
+            bytes[12..14].fill(0);
+            let halves = bytes[2..22].chunks(2).map(|h| u32::from(u16::from_be_bytes([h[0], h[1]])));
+            let sum = halves.sum::<u32>();
+            let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+            bytes[12..14].copy_from_slice(&sum.to_be_bytes());
+            opened(words(&bytes), 1050, OVERLAY).is_some()
+        };
+        // Hops, identification, may be fragmented, DSCP, ECT.
+        for (at, value) in [(10, 1), (6, 9), (8, 0), (3, 0xb8), (3, 1), (3, 2)] {
+            assert!(with(at, value), "byte {at}: {value}");
+        }
+        // Options, congestion, more fragments, a later fragment, the reserved bit, TCP.
+        for (at, value) in [(2, 0x46), (3, 3), (8, 0x20), (9, 1), (8, 0x80), (11, 6)] {
+            assert!(!with(at, value), "byte {at}: {value}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use fragments::resolve_fragment;
 pub use from_fabric::from_fabric;
 pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_fabric, error_from_pod, error_to_pod};
-pub use overlay::from_overlay;
+pub use overlay::{from_overlay, in_tunnel};
 pub use to_pod::to_pod;
 pub use uplink::{from_uplink, to_uplink};
 

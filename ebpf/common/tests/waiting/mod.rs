@@ -2,7 +2,7 @@
 
 use fairlead_common::flow::{FlowTables as _, Opening, locate, record};
 use fairlead_common::judge::protocol::UDP;
-use fairlead_common::maps::{FlowKey, SLOT_NONE};
+use fairlead_common::maps::{FlowKey, PENDING_PLACES, SLOT_NONE};
 
 use crate::host::{Host, Random};
 
@@ -70,6 +70,16 @@ fn a_flow_whose_place_another_needs_goes_to_its_other_one() {
         }
         assert_eq!([&order[0], &order[1], &late].map(|key| waits(&host, key)), [false, true, true]);
         assert!(others.iter().all(|key| waits(&host, key)));
+    }
+}
+
+#[test]
+fn every_flow_has_two_places() {
+    let mut random = Random::new(2);
+    for _ in 0..100_000 {
+        let key = query(random.next() as u32, random.next() as u16);
+        let [first, second] = key.places();
+        assert!(first != second && first.max(second) < PENDING_PLACES, "{key:?}: {first} {second}");
     }
 }
 

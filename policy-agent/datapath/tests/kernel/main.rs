@@ -12,6 +12,7 @@ mod errors;
 mod events;
 mod flows;
 mod forgery;
+mod inside;
 mod lab;
 mod life;
 mod overlay;

@@ -1,0 +1,102 @@
+//! What reaches the uplink in a tunnel and goes straight to a pod, without the overlay device; see docs/decisions/0032.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::TC_ACT_SHOT;
+use fairlead_common::maps::{ADDRESS_OWN, NODE_NONE, QUEUED_FOR, STATE_FAST_PATH, State};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET, Packet as _};
+use fairlead_common::verdict::{self, Tables, Verdict};
+use fairlead_common::vxlan::{self, Overlay};
+
+use crate::packet::{Inside, Skb, blank};
+use crate::steps::Steps;
+use crate::tables::{Maps, now, queued, tunnel4};
+use crate::tunnel::take_out_of_tunnel;
+use crate::verdict::{Counted, redirect, report};
+
+/// The packet is as it was, and whoever is next decides. No result of tc.
+pub(crate) const LEFT: i32 = i32::MIN + 2;
+
+/// Looks at a packet that may be in a tunnel. [`LEFT`] or a result of tc.
+#[inline(always)]
+pub(crate) fn out_of_tunnel(skb: &Skb, state: &State) -> i32 {
+    if state.overlay_port == 0 || state.flags & STATE_FAST_PATH == 0 || skb.ether_type() != ETHER_IPV4 {
+        return LEFT;
+    }
+    // The destination port, behind an IPv4 header without options.
+    match skb.at::<36, 1>() {
+        Some([word]) if (u32::from_be(word) >> 16) as u16 == u16::from_be(state.overlay_port) => {}
+        _ => return LEFT,
+    }
+    let sender = sender(skb, state);
+    if sender == NODE_NONE {
+        return LEFT;
+    }
+    match Inside(*skb).ether_type() {
+        ETHER_IPV4 => inside4(skb, state, sender),
+        ETHER_IPV6 => inside6(skb, state, sender),
+        _ => LEFT,
+    }
+}
+
+/// Number of the node that sent a packet whose header can be taken off here, else [`NODE_NONE`].
+#[inline(never)]
+fn sender(skb: &Skb, state: &State) -> u32 {
+    let skb = Skb(skb.0);
+    skb.pull_inside();
+    let Some(words) = skb.at::<12, 13>() else {
+        return NODE_NONE;
+    };
+    let overlay = Overlay { port: state.overlay_port, id: state.overlay_id };
+    let Some(outer) = vxlan::opened(words, skb.len().wrapping_sub(ETHERNET), overlay) else {
+        return NODE_NONE;
+    };
+    if !skb.for_this_host() || Tables::<u32>::address(&Maps, &outer.destination).kind != ADDRESS_OWN {
+        return NODE_NONE;
+    }
+    let (Some(queued), now) = (queued(vxlan::queued_at(&outer)), now()) else {
+        return NODE_NONE;
+    };
+    // What was put together keeps the tunnel's mark in the kernel, whoever takes the header off, but for the device.
+    if skb.gso_size() > 0 {
+        if queued.get() != now {
+            queued.set(now);
+        }
+        return NODE_NONE;
+    }
+    if now.wrapping_sub(queued.get()) < QUEUED_FOR { NODE_NONE } else { tunnel4(outer.source) }
+}
+
+#[inline(never)]
+fn inside4(skb: &Skb, state: &State, sender: u32) -> i32 {
+    inside::<u32>(&Skb(skb.0), state, sender)
+}
+
+#[inline(never)]
+fn inside6(skb: &Skb, state: &State, sender: u32) -> i32 {
+    inside::<[u32; 4]>(&Skb(skb.0), state, sender)
+}
+
+#[inline(always)]
+fn inside<A: Steps>(skb: &Skb, state: &State, sender: u32) -> i32
+where
+    Maps: Tables<A>,
+{
+    let mut place = MaybeUninit::uninit();
+    let p = blank(&mut place);
+    if A::parse_inside(skb, p).is_err() {
+        return LEFT;
+    }
+    let packet = Inside(*skb);
+    let ether_type = packet.ether_type();
+    match verdict::in_tunnel(&Maps, state, &packet, skb.for_this_host(), sender, p) {
+        Verdict::Redirect { slot } if take_out_of_tunnel(skb, ether_type) => {
+            redirect(skb, state, slot, p, Counted::No)
+        }
+        Verdict::Drop(dropped) => {
+            report(ether_type, state, &dropped, Some(p));
+            TC_ACT_SHOT
+        }
+        _ => LEFT,
+    }
+}
