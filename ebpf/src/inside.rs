@@ -1,4 +1,4 @@
-//! What reaches the uplink in a tunnel and goes straight to a pod, without the overlay device; see docs/decisions/0032.
+//! What reaches the uplink in a tunnel and goes straight to a pod, without the overlay device; see docs/decisions/0033.
 
 use core::mem::MaybeUninit;
 

@@ -1,4 +1,4 @@
-//! Puts a tunnel's header before a packet, and takes it off, in place of the overlay device; see docs/decisions/0031 and 0032.
+//! Puts a tunnel's header before a packet, and takes it off, in place of the overlay device; see docs/decisions/0031 and 0033.
 
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
