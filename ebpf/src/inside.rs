@@ -43,7 +43,7 @@ pub(crate) fn out_of_tunnel(skb: &Skb, state: &State) -> i32 {
 #[inline(never)]
 fn sender(skb: &Skb, state: &State) -> u32 {
     let skb = Skb(skb.0);
-    skb.pull_inside();
+    skb.pull_tunnel();
     let Some(words) = skb.at::<12, 13>() else {
         return NODE_NONE;
     };
@@ -82,13 +82,14 @@ fn inside<A: Steps>(skb: &Skb, state: &State, sender: u32) -> i32
 where
     Maps: Tables<A>,
 {
+    let packet = Inside(*skb);
+    let ether_type = packet.ether_type();
+    skb.pull_inside(ether_type);
     let mut place = MaybeUninit::uninit();
     let p = blank(&mut place);
     if A::parse_inside(skb, p).is_err() {
         return LEFT;
     }
-    let packet = Inside(*skb);
-    let ether_type = packet.ether_type();
     match verdict::in_tunnel(&Maps, state, &packet, skb.for_this_host(), sender, p) {
         Verdict::Redirect { slot } if take_out_of_tunnel(skb, ether_type) => {
             redirect(skb, state, slot, p, Counted::No)

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes};
 use fairlead_common::address::Address;
 use fairlead_common::maps::State;
-use fairlead_common::packet::{ETHER_IPV4, Packet, Parsed, TRANSPORT_LENGTH};
+use fairlead_common::packet::{ETHER_IPV4, ETHERNET, Packet, Parsed, TRANSPORT_LENGTH};
 use fairlead_common::verdict::Hook;
 use fairlead_common::vxlan;
 
@@ -14,6 +14,11 @@ use fairlead_common::vxlan;
 const HEADERS_IPV4: u32 = 14 + 20 + 20;
 /// The same with IPv6.
 const HEADERS: u32 = 14 + 40 + 20;
+
+#[inline(always)]
+const fn headers(ether_type: u16) -> u32 {
+    if ether_type == ETHER_IPV4 { HEADERS_IPV4 } else { HEADERS }
+}
 
 /// `PACKET_HOST` of `linux/if_packet.h`.
 pub(crate) const PACKET_HOST: u32 = 0;
@@ -71,13 +76,19 @@ impl Skb {
     /// hands down its payload apart from them, and to join the two took 0.2 µs of each small packet's way.
     #[inline(always)]
     pub(crate) fn pull(&self) {
-        self.pull_headers(if self.ether_type() == ETHER_IPV4 { HEADERS_IPV4 } else { HEADERS });
+        self.pull_headers(headers(self.ether_type()));
+    }
+
+    /// As [`pull`](Self::pull), for a tunnel's header.
+    #[inline(always)]
+    pub(crate) fn pull_tunnel(&self) {
+        self.pull_headers(vxlan::HEADER + ETHERNET);
     }
 
     /// As [`pull`](Self::pull), for what is inside of a tunnel.
     #[inline(always)]
-    pub(crate) fn pull_inside(&self) {
-        self.pull_headers(vxlan::HEADER + HEADERS);
+    pub(crate) fn pull_inside(&self, ether_type: u16) {
+        self.pull_headers(vxlan::HEADER + headers(ether_type));
     }
 
     #[inline(always)]

@@ -157,14 +157,11 @@ impl Site {
         let (IpAddr::V4(source), IpAddr::V4(_)) = (source, destination) else {
             return Tunnel::default();
         };
-        match self.networks.iter().find(|(network, _)| network.contains(destination)) {
-            Some((_, ifindex)) => Tunnel {
-                ifindex: *ifindex,
-                source: u32::from_ne_bytes(source.octets()),
-                far: NextHop::of(destination),
-            },
-            None => Tunnel::default(),
-        }
+        self.link_of(destination).map_or_else(Tunnel::default, |(_, ifindex)| Tunnel {
+            ifindex,
+            source: u32::from_ne_bytes(source.octets()),
+            far: NextHop::of(destination),
+        })
     }
 
     fn mtu_of(&self, interface: u32) -> u32 {
@@ -192,12 +189,15 @@ impl Site {
 
     fn gateway(&self, node: &Node, ipv6: bool) -> Option<Way> {
         let of_family = node.addresses.iter().filter(|a| a.is_ipv6() == ipv6);
-        let found = of_family.filter_map(|address| {
-            let place = self.networks.iter().position(|(network, _)| network.contains(*address))?;
-            Some((place, *address))
-        });
-        let (place, address) = found.min()?;
-        Some(self.onto(address, self.networks.get(place)?.1))
+        let found = of_family.filter_map(|address| Some((self.link_of(*address)?, *address)));
+        let ((_, interface), address) = found.min()?;
+        Some(self.onto(address, interface))
+    }
+
+    /// The link that an address is on: the network's place among this node's, and the interface.
+    fn link_of(&self, address: IpAddr) -> Option<(usize, u32)> {
+        let place = self.networks.iter().position(|(network, _)| network.contains(address))?;
+        Some((place, self.networks.get(place)?.1))
     }
 
     fn tunnel(&self, node: &Node) -> Result<Way, String> {
