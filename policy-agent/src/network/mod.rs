@@ -28,7 +28,7 @@ use plan::{Plan, Site};
 use routes::Routes;
 
 pub(crate) use nft::{Closed, Ruleset};
-pub(crate) use plan::{METRIC, OVERHEAD};
+pub(crate) use plan::{LAST_METRIC, OVERHEAD};
 pub(crate) use routes::PROTOCOL;
 pub(crate) use sysctl::{put_back, wrong};
 

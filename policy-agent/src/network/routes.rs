@@ -12,7 +12,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
-use super::plan::{GATEWAYS, LAST_METRIC, MAIN, METRIC, PODS, Plan, Route, Way};
+use super::plan::{GATEWAYS, MAIN, PODS, Plan, Route, Way};
 
 /// Marks routes and rules as Fairlead's; `rtnetlink(7)`, values from 5 up are for applications.
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(70);
@@ -95,7 +95,7 @@ impl Routes {
         for route in wanted.iter().filter(|route| !kept.contains(route)) {
             let add = self.handle.route().add(message(route));
             // Without "replace" the kernel refuses where anything is in its place.
-            let place = (route.table, route.to, metric(&route.by));
+            let place = (route.table, route.to, route.metric());
             let ours = places.contains(&place);
             let add = if ours { add.replace() } else { add };
             self.changes += 1;
@@ -105,7 +105,7 @@ impl Routes {
                 }
                 Err(e) => {
                     let why = if errno(&e) == libc::EEXIST {
-                        format!("another's route with metric {} is in its place", metric(&route.by))
+                        format!("another's route with metric {} is in its place", route.metric())
                     } else {
                         e.to_string()
                     };
@@ -181,13 +181,6 @@ fn errno(e: &rtnetlink::Error) -> i32 {
     }
 }
 
-fn metric(by: &Way) -> u32 {
-    match by {
-        Way::Gateway { .. } | Way::Overlay { .. } => METRIC,
-        Way::Unreachable => LAST_METRIC,
-    }
-}
-
 fn message(route: &Route) -> RouteMessage {
     let mut message = match route.to {
         IpNetwork::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
@@ -201,7 +194,7 @@ fn message(route: &Route) -> RouteMessage {
     };
     message.header.protocol = PROTOCOL;
     let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Priority(metric(&route.by)));
+    attributes.push(RouteAttribute::Priority(route.metric()));
     let (gateway, interface) = match &route.by {
         Way::Gateway { address, interface, mtu } => {
             attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
@@ -336,7 +329,8 @@ fn read(message: &RouteMessage) -> Option<Route> {
         },
         _ => return None,
     };
-    (there == metric(&by)).then_some(Route { table, to, by })
+    let route = Route { table, to, by };
+    (there == route.metric()).then_some(route)
 }
 
 /// Table [`PODS`] first, for what comes from `source`.

@@ -46,6 +46,12 @@ fn nodes(others: u32) -> BTreeMap<String, Node> {
     (0..=others).map(node).collect()
 }
 
+/// Metric of the route to these pods of another node.
+fn metric_of(pods: &str) -> u32 {
+    let by = plan::Way::Gateway { address: "192.0.2.3".parse().unwrap(), interface: 0, mtu: None };
+    plan::Route { table: plan::MAIN, to: pods.parse().unwrap(), by }.metric()
+}
+
 /// The first node's, as it works it out once it knows what these nodes are.
 async fn planned(handle: &Handle, plan: &mut Plan, nodes: &BTreeMap<String, Node>, wanted: &overlay::Wanted) {
     let interfaces = links::interfaces(handle).await.unwrap();
@@ -87,9 +93,12 @@ fn the_overlay_is_one_device_and_a_tunnel_in_each_route() {
         }
         let changes = routes.changes;
         let said = ip("route show table main proto 70");
-        let line = "10.0.2.0/24 encap ip id 5 src 192.0.2.1 dst 192.0.2.3 ttl 0 tos 0 \
-                    via 169.254.70.76 dev fl-overlay metric 17996 onlink mtu 1450";
-        assert!(said.contains(line), "{said}");
+        let metric = metric_of("10.0.2.0/24");
+        let line = format!(
+            "10.0.2.0/24 encap ip id 5 src 192.0.2.1 dst 192.0.2.3 ttl 0 tos 0 \
+             via 169.254.70.76 dev fl-overlay metric {metric} onlink mtu 1450"
+        );
+        assert!(said.contains(&line), "{said}");
         let said = ip("-6 route show proto 70");
         assert!(said.contains("fd00:0:0:2::/64 encap ip id 5 src 192.0.2.1 dst 192.0.2.3"), "{said}");
         assert!(ip("rule").contains("17996: from 10.0.0.0/24 lookup 17996"), "{}", ip("rule"));
@@ -171,18 +180,19 @@ fn what_could_not_be_written_is_written_once_it_can() {
         planned(&handle, &mut plan, &nodes(1), &wanted(8472, 1450)).await;
         assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
         // Another's route is in the way of one node's; others come and go meanwhile.
-        ip("route add 10.0.2.0/24 dev up0 metric 17996");
+        let metric = metric_of("10.0.2.0/24");
+        ip(&format!("route add 10.0.2.0/24 dev up0 metric {metric}"));
         planned(&handle, &mut plan, &nodes(3), &wanted(8472, 1450)).await;
         assert_eq!(routes.reconcile(&mut plan).await.len(), 1);
         plan.take([("node-3".into(), None)].into());
         assert_eq!(routes.reconcile(&mut plan).await.len(), 1);
-        ip("route del 10.0.2.0/24 dev up0 metric 17996");
+        ip(&format!("route del 10.0.2.0/24 dev up0 metric {metric}"));
         assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
         assert_eq!(there(&handle).await, plan.routes());
         let said = ip("route show table all proto 70");
         assert!(said.contains("10.0.2.0/24 encap") && !said.contains("10.0.3.0/24"), "{said}");
         // What somebody takes away comes back once nothing is taken for granted.
-        ip("route del 10.0.2.0/24 proto 70 metric 17996");
+        ip(&format!("route del 10.0.2.0/24 proto 70 metric {metric}"));
         assert_eq!(routes.reconcile(&mut plan).await, Vec::<String>::new());
         assert_ne!(there(&handle).await, plan.routes());
         routes.distrust();

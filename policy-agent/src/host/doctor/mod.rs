@@ -25,7 +25,7 @@ use super::install::PLUGIN;
 use super::uninstall::{Places, shown};
 use crate::conflist;
 use crate::network::links::{self, Interface, Interfaces, OVERLAY};
-use crate::network::{Closed, METRIC, OVERHEAD, PROTOCOL, Ruleset, wrong};
+use crate::network::{Closed, LAST_METRIC, OVERHEAD, PROTOCOL, Ruleset, wrong};
 
 /// How pods' interfaces on the host begin.
 const PODS: &str = "fl";
@@ -355,7 +355,7 @@ fn foreign_routes(routes: &[RouteMessage]) -> Vec<Finding> {
     let ours: BTreeMap<_, _> =
         main.clone().filter(|r| r.header.protocol == PROTOCOL).map(|r| (key(r), metric(r))).collect();
     for route in main.filter(|r| r.header.protocol != PROTOCOL) {
-        if ours.get(&key(route)).is_some_and(|own| *own == METRIC && metric(route) < METRIC) {
+        if ours.get(&key(route)).is_some_and(|own| *own != LAST_METRIC && metric(route) < *own) {
             let to = shown(route);
             check.trouble(
                 format!("somebody else's route to {to} goes before the agent's"),

@@ -285,6 +285,27 @@ fn any_step() -> impl Strategy<Value = Step> {
         })
 }
 
+#[test]
+fn few_routes_share_a_metric() {
+    let by = Way::Gateway { address: "192.0.2.9".parse().unwrap(), interface: 2, mtu: None };
+    for ipv6 in [false, true] {
+        let mut routes = BTreeMap::<u32, u32>::new();
+        for n in 0..5000_u32 {
+            let to = if ipv6 {
+                format!("fd00:0:0:{n:x}::/64")
+            } else {
+                format!("10.{}.{}.0/24", n / 256, n % 256)
+            };
+            let route = Route { table: MAIN, to: to.parse().unwrap(), by: by.clone() };
+            let metric = route.metric();
+            assert!((METRIC..METRIC + METRICS).contains(&metric));
+            *routes.entry(metric).or_default() += 1;
+            assert_eq!(Route { by: Way::Unreachable, ..route }.metric(), LAST_METRIC);
+        }
+        assert!(routes.values().all(|n| *n <= 10), "{:?}", routes.values().max());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 384, failure_persistence: None, ..ProptestConfig::default() })]
 

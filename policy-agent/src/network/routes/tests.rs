@@ -78,7 +78,10 @@ fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
         let (connection, handle, _) = rtnetlink::new_connection().unwrap();
         tokio::spawn(connection);
         let up = uplink(&handle).await;
-        for (to, metric) in [("10.9.0.0/24", 0), ("10.9.1.0/24", METRIC), ("fd00:9::/64", METRIC)] {
+        let same = |to: &str| route(to, Some("192.0.2.5"), up).metric();
+        for (to, metric) in
+            [("10.9.0.0/24", 0), ("10.9.1.0/24", same("10.9.1.0/24")), ("fd00:9::/64", same("fd00:9::/64"))]
+        {
             let via = if to.starts_with("fd") { "2001:db8::9" } else { "192.0.2.9" };
             let mut foreign = message(&route(to, Some(via), up));
             foreign.header.protocol = RouteProtocol::Static;
@@ -116,7 +119,8 @@ fn the_kernel_has_what_is_wanted_and_nothing_else_of_ours() {
         third.insert(route("fd00:9::/64", Some("2001:db8::5"), up));
         let problems = reconciled(&handle, &third).await;
         let said = [("10.9.1.0/24", "192.0.2.5"), ("fd00:9::/64", "2001:db8::5")].map(|(to, via)| {
-            format!("no route to {to} via {via}: another's route with metric {METRIC} is in its place")
+            let metric = same(to);
+            format!("no route to {to} via {via}: another's route with metric {metric} is in its place")
         });
         assert_eq!(problems, said);
         third.remove(&route("fd00:9::/64", Some("2001:db8::5"), up));
