@@ -2,8 +2,8 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
-use fairlead_common::maps::{ADDRESS_OWN, NODE_NONE, QUEUED_FOR, STATE_FAST_PATH, State};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use fairlead_common::maps::{ADDRESS_OWN, NODE_NONE, QUEUED_FOR, SLOT_SETTLED, STATE_FAST_PATH, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET, Packet as _};
 use fairlead_common::verdict::{self, Tables, Verdict};
 use fairlead_common::vxlan::{self, Overlay};
@@ -12,7 +12,7 @@ use crate::packet::{Inside, Skb, blank};
 use crate::steps::Steps;
 use crate::tables::{Maps, now, queued, tunnel4};
 use crate::tunnel::take_out_of_tunnel;
-use crate::verdict::{Counted, redirect, report};
+use crate::verdict::{Counted, pass, redirect, report};
 
 /// The packet is as it was, and whoever is next decides. No result of tc.
 pub(crate) const LEFT: i32 = i32::MIN + 2;
@@ -29,17 +29,26 @@ pub(crate) fn out_of_tunnel(skb: &Skb, state: &State) -> i32 {
         _ => return LEFT,
     }
     let sender = sender(skb, state);
-    if sender == NODE_NONE {
-        return LEFT;
-    }
-    match Inside(*skb).ether_type() {
-        ETHER_IPV4 => inside4(skb, state, sender),
-        ETHER_IPV6 => inside6(skb, state, sender),
+    let result = match (sender, Inside(*skb).ether_type()) {
+        (NODE_NONE, _) => return LEFT,
+        (NODE_ANY, _) => LEFT,
+        (_, ETHER_IPV4) => inside4(skb, state, sender),
+        (_, ETHER_IPV6) => inside6(skb, state, sender),
         _ => LEFT,
+    };
+    if result == LEFT {
+        // What is inside comes by again.
+        pass(skb, state, SLOT_SETTLED, Counted::No);
+        return TC_ACT_UNSPEC;
     }
+    result
 }
 
-/// Number of the node that sent a packet whose header can be taken off here, else [`NODE_NONE`].
+/// In place of a node's number: the packet is for the overlay device, whoever sent it.
+const NODE_ANY: u32 = u32::MAX;
+
+/// Number of the node that sent a packet whose header can be taken off here. [`NODE_NONE`]: it is none of the overlay's, or it
+/// takes more to tell.
 #[inline(never)]
 fn sender(skb: &Skb, state: &State) -> u32 {
     let skb = Skb(skb.0);
@@ -62,9 +71,9 @@ fn sender(skb: &Skb, state: &State) -> u32 {
         if queued.get() != now {
             queued.set(now);
         }
-        return NODE_NONE;
+        return NODE_ANY;
     }
-    if now.wrapping_sub(queued.get()) < QUEUED_FOR { NODE_NONE } else { tunnel4(outer.source) }
+    if now.wrapping_sub(queued.get()) < QUEUED_FOR { NODE_ANY } else { tunnel4(outer.source) }
 }
 
 #[inline(never)]
