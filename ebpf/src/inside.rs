@@ -3,16 +3,19 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use fairlead_common::maps::{ADDRESS_OWN, NODE_NONE, QUEUED_FOR, SLOT_SETTLED, STATE_FAST_PATH, State};
+use fairlead_common::maps::{
+    ADDRESS_OWN, DIRECTION_INGRESS, NODE_NONE, QUEUED_FOR, SLOT_SETTLED, STATE_FAST_PATH, State,
+};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET, Packet as _};
+use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 use fairlead_common::vxlan::{self, Overlay};
 
 use crate::packet::{Inside, Skb, blank};
 use crate::steps::Steps;
 use crate::tables::{Maps, now, queued, tunnel4};
-use crate::tunnel::take_out_of_tunnel;
-use crate::verdict::{Counted, pass, redirect, report};
+use crate::tunnel::{DONE, UNCHANGED, take_out_of_tunnel};
+use crate::verdict::{Counted, drop_here, pass, redirect, report};
 
 /// The packet is as it was, and whoever is next decides. No result of tc.
 pub(crate) const LEFT: i32 = i32::MIN + 2;
@@ -100,9 +103,11 @@ where
         return LEFT;
     }
     match verdict::in_tunnel(&Maps, state, &packet, skb.for_this_host(), sender, p) {
-        Verdict::Redirect { slot } if take_out_of_tunnel(skb, ether_type) => {
-            redirect(skb, state, slot, p, Counted::No)
-        }
+        Verdict::Redirect { slot } => match take_out_of_tunnel(skb, ether_type) {
+            DONE => redirect(skb, state, slot, p, Counted::No),
+            UNCHANGED => LEFT,
+            _ => drop_here(skb, state, DropReason::Internal, DIRECTION_INGRESS),
+        },
         Verdict::Drop(dropped) => {
             report(ether_type, state, &dropped, Some(p));
             TC_ACT_SHOT

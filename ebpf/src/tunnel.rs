@@ -14,11 +14,11 @@ use fairlead_common::vxlan::{self, Inner, Overlay};
 use crate::packet::Skb;
 use crate::tables::state;
 
-/// The packet is as it was: the overlay device can put on what the program cannot.
+/// The packet is as it was: the overlay device can put on and take off what the program cannot.
 pub(crate) const UNCHANGED: u32 = 0;
-/// The header is there.
-pub(crate) const TUNNELLED: u32 = 1;
-/// There is room for a header, and nothing in it.
+/// The header is there, or is off.
+pub(crate) const DONE: u32 = 1;
+/// There is room for a header, and nothing in it; or it is off, and the frame does not say what it is.
 const BROKEN: u32 = 2;
 
 /// Segments stay as long as they are: the pod's MTU leaves room for the header.
@@ -57,13 +57,13 @@ pub(crate) extern "C" fn put_into_tunnel(
     if unsafe { bpf_skb_adjust_room(context, vxlan::HEADER as i32, BPF_ADJ_ROOM_MAC, FLAGS) } != 0 {
         return UNCHANGED;
     }
-    if skb.put::<12, 13>(header) { TUNNELLED } else { BROKEN }
+    if skb.put::<12, 13>(header) { DONE } else { BROKEN }
 }
 
-/// Takes the header off a packet that is one segment and has an inner frame of this EtherType; `true` where it is off. The
-/// outer frame's Ethernet addresses stay, for the pod's to be written over them.
+/// Takes the header off a packet that is one segment and has an inner frame of this EtherType. The outer frame's Ethernet
+/// addresses stay, for the pod's to be written over them. Returns [`UNCHANGED`] and others.
 #[inline(always)]
-pub(crate) fn take_out_of_tunnel(skb: &Skb, ether_type: u16) -> bool {
+pub(crate) fn take_out_of_tunnel(skb: &Skb, ether_type: u16) -> u32 {
     let family =
         if ether_type == ETHER_IPV4 { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
     let flags = u64::from(family | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
@@ -73,10 +73,14 @@ pub(crate) fn take_out_of_tunnel(skb: &Skb, ether_type: u16) -> bool {
     let _ = unsafe { bpf_csum_level(skb.0, u64::from(BPF_CSUM_LEVEL_DEC)) };
     // SAFETY: as above; the packet's addresses are read again afterwards.
     if unsafe { bpf_skb_adjust_room(skb.0, -(vxlan::HEADER as i32), BPF_ADJ_ROOM_MAC, flags) } != 0 {
-        return false;
+        return UNCHANGED;
     }
-    let Some([word]) = skb.at::<12, 1>() else {
-        return false;
-    };
-    skb.put::<12, 1>([(u32::from(ether_type) << 16 | u32::from_be(word) & 0xffff).to_be()])
+    match skb.at::<12, 1>() {
+        Some([word])
+            if skb.put::<12, 1>([(u32::from(ether_type) << 16 | u32::from_be(word) & 0xffff).to_be()]) =>
+        {
+            DONE
+        }
+        _ => BROKEN,
+    }
 }

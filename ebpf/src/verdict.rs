@@ -14,7 +14,7 @@ use fairlead_common::vxlan;
 
 use crate::packet::Skb;
 use crate::tables::{EVENTS, Maps, coarse, count_drop, count_lost, count_passed, event_limit};
-use crate::tunnel::{TUNNELLED, UNCHANGED, put_into_tunnel};
+use crate::tunnel::{DONE, UNCHANGED, put_into_tunnel};
 
 /// Which pod's counter a passing packet belongs to.
 #[derive(Clone, Copy)]
@@ -121,7 +121,7 @@ where
     }
     if exit.tunnel.ifindex != 0 {
         match put_into_tunnel(skb.0, &raw const exit.tunnel, u32::from(vxlan::entropy(p))) {
-            TUNNELLED => return leave(exit.tunnel.ifindex, &exit.tunnel.far),
+            DONE => return leave(exit.tunnel.ifindex, &exit.tunnel.far),
             UNCHANGED => {}
             _ => return drop_here(skb, state, DropReason::Internal, DIRECTION_EGRESS),
         }
