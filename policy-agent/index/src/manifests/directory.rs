@@ -168,7 +168,9 @@ fn read_all<'a>(folder: &Path, names: &'a [String]) -> BTreeMap<&'a str, io::Res
             read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.as_str(), file);
         }
     };
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(names.len());
+    // To ask for it reads files of control groups, which takes longer than one manifest.
+    let processors = || thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = if names.len() > 1 { processors().min(names.len()) } else { 1 };
     thread::scope(|scope| {
         for _ in 1..threads {
             // Without it the others do its part.
