@@ -9,13 +9,16 @@ const ROW: f64 = 26.0;
 const BAR: f64 = 18.0;
 const TOP: f64 = 44.0;
 const HEADING: f64 = 30.0;
-/// An own background, since a page need not be as light or dark as the reader's system says.
+/// An own background, since a page need not be as light or dark as the reader's system says. Values keep the line of the
+/// limit from crossing them.
 const STYLE: &str = "<style>\
     .page{fill:#ffffff;stroke:#d0d7de}.text{fill:#1f2328}.quiet{fill:#59636e}\
     .ours{fill:#0969da}.other{fill:#9aa4af}.spread{stroke:#1f2328}.limit{stroke:#cf222e}\
+    .value{stroke:#ffffff;stroke-width:5;paint-order:stroke}\
     @media (prefers-color-scheme:dark){\
     .page{fill:#0d1117;stroke:#3d444d}.text{fill:#e6edf3}.quiet{fill:#9198a1}\
-    .ours{fill:#4493f8}.other{fill:#656c76}.spread{stroke:#e6edf3}.limit{stroke:#ff7b72}}\
+    .ours{fill:#4493f8}.other{fill:#656c76}.spread{stroke:#e6edf3}.limit{stroke:#ff7b72}\
+    .value{stroke:#0d1117}}\
     </style>";
 
 /// A bar.
@@ -115,7 +118,7 @@ fn draw(svg: &mut String, bar: &Bar, unit: &str, y: f64, scale: f64) {
         "<text class=\"text\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\"{weight}>{}</text>\n\
          <rect class=\"{class}\" x=\"{LABELS}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\"/>\n\
          <line class=\"spread\" x1=\"{low:.1}\" y1=\"{middle:.1}\" x2=\"{high:.1}\" y2=\"{middle:.1}\" stroke-width=\"1.5\"/>\n\
-         <text class=\"text\" x=\"{:.1}\" y=\"{:.1}\"{weight}>{:.digits$} {}</text>",
+         <text class=\"text value\" x=\"{:.1}\" y=\"{:.1}\"{weight}>{:.digits$} {}</text>",
         LABELS - 10.0,
         middle + 4.5,
         escaped(&bar.label),
