@@ -8,6 +8,7 @@
 mod across;
 mod early;
 mod host;
+mod inside;
 mod waiting;
 
 use std::hash::Hash;
