@@ -227,19 +227,6 @@ impl Packet for Inside {
     }
 
     #[inline(always)]
-    fn ether_type(&self) -> u16 {
-        match self.at::<12, 1>() {
-            Some([word]) => (u32::from_be(word) >> 16) as u16,
-            None => 0,
-        }
-    }
-
-    #[inline(always)]
-    fn vlan(&self) -> bool {
-        false
-    }
-
-    #[inline(always)]
     fn gso_size(&self) -> u32 {
         self.0.gso_size()
     }

@@ -40,10 +40,20 @@ pub trait Packet {
     fn at<const OFFSET: usize, const N: usize>(&self) -> Option<[u32; N]>;
     /// `N` words at `offset`; `None` where the packet is shorter.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u32; N]>;
-    /// EtherType in host byte order, inside of a VLAN tag that was taken off.
-    fn ether_type(&self) -> u16;
+    /// EtherType in host byte order, inside of a VLAN tag that was taken off. As the frame has it: a tag that is still
+    /// there is no EtherType of ours.
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        match self.at::<12, 1>() {
+            Some([word]) => (be(word) >> 16) as u16,
+            None => 0,
+        }
+    }
     /// Whether a VLAN tag was taken off.
-    fn vlan(&self) -> bool;
+    #[inline(always)]
+    fn vlan(&self) -> bool {
+        false
+    }
     /// Size of a segment where the packet is to be segmented, else 0.
     fn gso_size(&self) -> u32;
     /// Whether there is no byte at all. (For symmetry with `len`.)

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::maps::{NODE_NONE, SLOT_SETTLED, State};
-use crate::packet::{Kind, Packet, Parsed};
+use crate::packet::{Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::{Family, Hook, Tables, Verdict, from_fabric};
@@ -31,7 +31,7 @@ pub fn in_tunnel<A: Family, P: Packet, T: Tables<A>>(
     p: &Parsed<A>,
 ) -> Verdict {
     // Whom it says that it is from is judged first, and counted, where everything comes out of the overlay.
-    if node == NODE_NONE || p.kind != Kind::Flow || tables.remote(&p.source) != node {
+    if node == NODE_NONE || tables.remote(&p.source) != node {
         return Verdict::Pass { slot: SLOT_SETTLED };
     }
     from_fabric(tables, state, packet, for_this_host, node, p)

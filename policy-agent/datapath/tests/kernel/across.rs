@@ -2,16 +2,15 @@
 
 use std::net::IpAddr;
 
-use fairlead_common::maps::{EndpointPolicy, Side};
+use fairlead_common::maps::Side;
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{Exit, Exits, NextHop, Tunnel};
 use fairlead_policy::model::Node;
-use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only};
+use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only, policy};
 use crate::packets::{
-    ACK, ICMP, ICMP6, SYN, SYN_ACK, TCP, UDP, checksum, ethernet, framed, icmp, ip, ip4, own, tcp, tcp_from,
-    tcp_to, udp, udp_from,
+    ACK, ICMP, ICMP6, SYN, SYN_ACK, UDP, checksum, ethernet, framed, icmp, ip, ip4, own, tcp_between,
+    tcp_from, tcp_to, udp, udp_from,
 };
 
 /// A node's own address, one of its pods', and a Service's.
@@ -59,15 +58,6 @@ fn arrives(lab: &Lab, uplink: &Pod, packet: &[u8]) -> fairlead_datapath::TestRun
     let ether_type = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
     let frame = ethernet([4; 6], uplink.identity.host_mac, ether_type, packet);
     lab.run("from_uplink", &frame, uplink.ifindex, 0)
-}
-
-fn tcp_between(from: IpAddr, to: IpAddr, ports: (u16, u16), flags: u8) -> Vec<u8> {
-    ip(from, to, TCP, &tcp(ports.0, ports.1, flags))
-}
-
-fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
-    let policy = EndpointPolicy { ingress, egress };
-    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
 }
 
 #[test]

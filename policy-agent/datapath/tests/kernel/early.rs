@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use fairlead_common::maps::{EndpointPolicy, Side};
+use fairlead_common::maps::Side;
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::Early;
-use fairlead_policy::tables::Delta;
 
-use crate::lab::{Lab, Pod, XDP_DROP, XDP_PASS, in_lab, only};
+use crate::lab::{Lab, Pod, XDP_DROP, XDP_PASS, in_lab, only, policy};
 use crate::packets::{ACK, SYN, SYN_ACK, TCP, UDP, ethernet, icmp, ip, own, tcp, tcp_from, udp, udp_from};
 
 /// Where the kernel runs a program for a test: the loopback.
@@ -23,11 +22,6 @@ fn at(text: &str) -> IpAddr {
 fn frame(packet: &[u8]) -> Vec<u8> {
     let ether_type = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
     ethernet([4; 6], [2; 6], ether_type, packet)
-}
-
-fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
-    let policy = EndpointPolicy { ingress, egress };
-    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
 }
 
 /// A lab with XDP, and a pod.

@@ -2,17 +2,11 @@
 
 use std::net::IpAddr;
 
-use fairlead_common::maps::{EndpointPolicy, Side};
+use fairlead_common::maps::Side;
 use fairlead_common::reason::DropReason;
-use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, elsewhere, in_lab, only};
+use crate::lab::{DROP, PASS, Pod, REDIRECT, elsewhere, in_lab, only, policy};
 use crate::packets::{ICMP, ICMP6, UDP, framed, icmp, ip, own, udp, udp_from, udp_to};
-
-fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
-    let policy = EndpointPolicy { ingress, egress };
-    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
-}
 
 /// Port unreachable, about a packet.
 fn refusal(from: IpAddr, to: IpAddr, about: &[u8]) -> Vec<u8> {

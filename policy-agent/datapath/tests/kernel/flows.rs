@@ -6,18 +6,13 @@ use fairlead_common::maps::{EndpointPolicy, SET_ALL, Side};
 use fairlead_common::reason::DropReason;
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, PASS, Pod, REDIRECT, in_lab, only};
+use crate::lab::{DROP, Lab, PASS, REDIRECT, in_lab, only, policy};
 use crate::packets::{
     ACK, FIN_ACK, ICMP, ICMP6, SYN, SYN_ACK, framed, icmp, ip, own, tcp, tcp_from, tcp_to, udp_from, udp_to,
 };
 
 fn outside() -> [IpAddr; 2] {
     ["203.0.113.9".parse().unwrap(), "2001:db8::9".parse().unwrap()]
-}
-
-fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
-    let policy = EndpointPolicy { ingress, egress };
-    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
 }
 
 #[test]

@@ -4,15 +4,14 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use fairlead_common::maps::{EndpointPolicy, Side};
+use fairlead_common::maps::Side;
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{Exit, Exits, TestRun, test_run};
 use fairlead_policy::model::Node;
-use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only};
+use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only, policy};
 use crate::packets::{
-    ACK, ICMP, ICMP6, SYN, SYN_ACK, TCP, UDP, checksum, ethernet, icmp, ip, ip4, own, tcp, tcp_from, udp,
+    ACK, ICMP, ICMP6, SYN, SYN_ACK, UDP, checksum, ethernet, icmp, ip, ip4, own, tcp_between, tcp_from, udp,
     udp_from,
 };
 
@@ -69,15 +68,6 @@ fn is_left(lab: &Lab, uplink: &Pod, frame: &[u8], what: &str) {
     let run = lab.run("from_uplink", frame, uplink.ifindex, 0);
     assert_eq!((run.result, run.mark), (PASS, elsewhere()), "{what}");
     assert_eq!(run.packet, frame, "{what}");
-}
-
-fn tcp_between(from: IpAddr, to: IpAddr, ports: (u16, u16), flags: u8) -> Vec<u8> {
-    ip(from, to, TCP, &tcp(ports.0, ports.1, flags))
-}
-
-fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
-    let policy = EndpointPolicy { ingress, egress };
-    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
 }
 
 #[test]

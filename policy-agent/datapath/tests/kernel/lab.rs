@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, names, slot_of};
+use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, Side, names, slot_of};
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{
     Build, Capacities, Counters, Datapath, Early, Identity, Options, Overlay, TestRun, test_run, test_run_xdp,
@@ -266,6 +266,12 @@ impl Lab {
     pub(crate) fn programs(&self, name: &str) -> &OwnedFd {
         &self.programs[name]
     }
+}
+
+/// Puts rules of a pod in force.
+pub(crate) fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
+    let policy = EndpointPolicy { ingress, egress };
+    lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
 }
 
 /// Another node with one address and no pods.

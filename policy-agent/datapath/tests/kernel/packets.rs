@@ -116,6 +116,11 @@ pub(crate) fn icmp(kind: u8, code: u8, rest: [u8; 4], body: &[u8]) -> Vec<u8> {
     message
 }
 
+/// A TCP packet between two addresses, from the first port to the second.
+pub(crate) fn tcp_between(from: IpAddr, to: IpAddr, ports: (u16, u16), flags: u8) -> Vec<u8> {
+    ip(from, to, TCP, &tcp(ports.0, ports.1, flags))
+}
+
 /// A TCP packet that a pod sends.
 pub(crate) fn tcp_from(pod: &Pod, to: IpAddr, source: u16, destination: u16, flags: u8) -> Vec<u8> {
     framed(pod, true, &ip(own(pod, to), to, TCP, &tcp(source, destination, flags)))
