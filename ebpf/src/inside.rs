@@ -63,7 +63,9 @@ fn sender(skb: &Skb, state: &State) -> u32 {
     let Some(outer) = vxlan::opened(words, skb.len().wrapping_sub(ETHERNET), overlay) else {
         return NODE_NONE;
     };
-    if !skb.for_this_host() || Tables::<u32>::address(&Maps, &outer.destination).kind != ADDRESS_OWN {
+    let honest = matches!(verdict::from_uplink(&Maps, skb.ifindex(), &outer.source), Verdict::Pass { .. });
+    let own = Tables::<u32>::address(&Maps, &outer.destination).kind == ADDRESS_OWN;
+    if !(honest && own && skb.for_this_host()) {
         return NODE_NONE;
     }
     let (Some(queued), now) = (queued(vxlan::queued_at(&outer)), now()) else {

@@ -9,14 +9,18 @@ use aya_ebpf::programs::TcContext;
 use fairlead_common::maps::{DIRECTION_INGRESS, NODE_NONE, State};
 use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, Packet};
 use fairlead_common::reason::DropReason;
-use fairlead_common::verdict::{self, Tables, Verdict};
+use fairlead_common::verdict::{self, Arrival, Tables, Verdict};
 
 use crate::packet::{PACKET_HOST, Skb, blank};
 use crate::steps::Steps;
 use crate::tables::{Maps, state, tunnel4, tunnel6};
 use crate::trampoline::raw;
-use crate::uplink::{HONEST, honest};
+use crate::uplink::arrived;
 use crate::verdict::{Counted, act, drop_here};
+
+/// Says that the source is as it may be; what follows has a function of its own, beside the one that looked at it, for
+/// the sake of the stack. No result of tc.
+const HONEST: i32 = i32::MIN + 1;
 
 /// tc ingress of the overlay device: what other nodes sent through a tunnel.
 #[classifier]
@@ -31,7 +35,7 @@ pub(crate) fn from_overlay(ctx: TcContext) -> i32 {
         // Neighbours are not asked for through a tunnel.
         _ => drop_here(&skb, &state, DropReason::EtherType, DIRECTION_INGRESS),
     };
-    if result == HONEST { honest(&skb, &state, node) } else { result }
+    if result == HONEST { arrived(&skb, &state, Arrival::Overlay { node }) } else { result }
 }
 
 #[inline(never)]

@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::{allows, allows_both};
-use fairlead_common::maps::{EndpointPolicy, FlowKey, NODE_NONE, PendingKey, Side};
+use fairlead_common::maps::{ADDRESS_UNKNOWN, EndpointPolicy, FlowKey, NODE_NONE, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables};
@@ -39,12 +39,14 @@ pub(crate) trait Steps: Family {
     fn take_over(key: &FlowKey<Self>, slots: [u32; 2], now: u32) -> bool;
     /// [`Tables::remote`].
     fn remote_apart(address: &Self) -> u32;
+    /// [`Tables::whereabouts`].
+    fn whereabouts(address: &Self) -> (u32, bool);
     /// [`flow::record`].
     fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $parse_inside:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $parse_inside:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $whereabouts:ident, $record:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -149,6 +151,20 @@ macro_rules! steps {
             }
         }
 
+        /// The number in the lower half, 1 above it where nothing else is known of the address.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $whereabouts(address: *const $address) -> u64 {
+            // SAFETY: as above.
+            match unsafe { address.as_ref() } {
+                Some(address) => {
+                    let is_pod = Maps.address(address).kind == ADDRESS_UNKNOWN;
+                    u64::from(Maps.remote(address)) | u64::from(is_pod) << 32
+                }
+                None => u64::from(NODE_NONE),
+            }
+        }
+
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $record(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
@@ -213,6 +229,12 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn whereabouts(address: &Self) -> (u32, bool) {
+                let both = $whereabouts(address);
+                (both as u32, both >> 32 != 0)
+            }
+
+            #[inline(always)]
             fn record(key: &FlowKey<Self>, opening: &Opening) -> bool {
                 $record(key, opening) != 0
             }
@@ -230,6 +252,7 @@ steps!(
     locate_ipv4,
     take_over_ipv4,
     remote_ipv4,
+    whereabouts_ipv4,
     record_ipv4
 );
 steps!(
@@ -242,6 +265,7 @@ steps!(
     locate_ipv6,
     take_over_ipv6,
     remote_ipv6,
+    whereabouts_ipv6,
     record_ipv6
 );
 

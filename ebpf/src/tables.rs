@@ -11,7 +11,7 @@ use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, EXITS, Endpoint, EndpointPolicy, EventLimit, EventLosses, Exit,
     FirstFragment, Flow, FlowKey, FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS,
-    Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
+    Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State, StateEntry,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -38,7 +38,7 @@ static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(SLOTS, 0);
 #[map(name = "killed")]
 static KILLED: Array<u32> = Array::with_max_entries(SLOTS, 0);
 #[map(name = "state")]
-static STATE: Array<State> = Array::with_max_entries(1, MMAPABLE);
+static STATE: Array<StateEntry> = Array::with_max_entries(1, MMAPABLE);
 #[map(name = "peers4")]
 static PEERS4: HashMap<u32, Banked> = HashMap::with_max_entries(262_144, NO_PREALLOC);
 #[map(name = "peers6")]
@@ -116,7 +116,7 @@ pub(crate) fn state() -> Option<State> {
     let state = STATE.get_ptr(0)?;
     // SAFETY: the map holds one element for as long as the program runs; volatile, so that the word is
     // read exactly once.
-    Some(unsafe { core::ptr::read_volatile(state) })
+    Some(unsafe { core::ptr::read_volatile(&raw const (*state).state) })
 }
 
 /// Whether what is missed is looked for in the maps of the agent before.
@@ -124,7 +124,7 @@ pub(crate) fn state() -> Option<State> {
 fn takes_over() -> bool {
     let Some(state) = STATE.get_ptr(0) else { return false };
     // SAFETY: as above; the agent takes the bit away once, while programs run.
-    let flags = unsafe { core::ptr::read_volatile(&raw const (*state).flags) };
+    let flags = unsafe { core::ptr::read_volatile(&raw const (*state).state.flags) };
     flags & STATE_TAKE_OVER != 0
 }
 
@@ -205,7 +205,15 @@ pub(crate) fn coarse() -> u32 {
 pub(crate) fn now() -> u32 {
     let Some(state) = STATE.get_ptr(0) else { return 0 };
     // SAFETY: as in `state`; the agent writes this word before any program can run. The helper has no preconditions.
-    unsafe { clock(bpf_jiffies64(), (*state).jiffy) }
+    unsafe { clock(bpf_jiffies64(), (*state).state.jiffy) }
+}
+
+/// [`StateEntry::topology`] as it is now.
+#[inline(always)]
+fn topology() -> u32 {
+    let Some(state) = STATE.get_ptr(0) else { return 0 };
+    // SAFETY: as in `state`; the agent writes this word while programs run.
+    unsafe { core::ptr::read_volatile(&raw const (*state).topology) }
 }
 
 /// The maps.
@@ -342,6 +350,11 @@ macro_rules! family {
 
         impl Tables<$address> for Maps {
             #[inline(always)]
+            fn topology(&self) -> u32 {
+                topology()
+            }
+
+            #[inline(always)]
             fn endpoint(&self, slot: u32) -> Option<&Endpoint> {
                 ENDPOINTS.get(slot)
             }
@@ -373,6 +386,11 @@ macro_rules! family {
             #[inline(always)]
             fn remote_apart(&self, address: &$address) -> u32 {
                 <$address>::remote_apart(address)
+            }
+
+            #[inline(always)]
+            fn whereabouts(&self, address: &$address) -> (u32, bool) {
+                <$address>::whereabouts(address)
             }
 
             #[inline(always)]

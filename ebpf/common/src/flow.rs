@@ -5,10 +5,13 @@ use core::cell::Cell;
 use crate::address::Address;
 use crate::judge::protocol;
 use crate::maps::{
-    FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, LastingFlow, LastingPending,
-    PENDING_PLACES, Pending, PendingKey, SLOT_NONE,
+    EXITS, FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, LastingFlow, LastingPending,
+    NODE_NONE, PENDING_PLACES, Pending, PendingKey, SLOT_NONE, TOPOLOGY_BITS, TOPOLOGY_FIRST,
 };
 use crate::packet::tcp;
+
+/// Bits of a node's number in [`Flow::behind`].
+const EXIT_BITS: u32 = EXITS.trailing_zeros();
 
 /// Lifetimes in ticks of 2^30 ns (1.07 s) since the last packet.
 pub mod lifetime {
@@ -205,6 +208,29 @@ impl Flow {
         } else {
             lifetime::OTHER
         }
+    }
+
+    /// Number of the node that the pod at an end, which is no local endpoint's, was found to be behind while addresses were
+    /// whose they are now; [`NODE_NONE`] where that was not looked up since. It spares a longest prefix match per packet.
+    ///
+    /// The number and the lower bits of the topology stand in one word, so that another CPU never meets one without the
+    /// other; the upper bits, which change once in 262,144 times, in the slot that such an end does not need.
+    #[inline(always)]
+    pub fn behind(&self, end: usize, topology: u32) -> u32 {
+        let kept = self.judged[end & 1].get();
+        let is_now = self.slot(end) == topology >> TOPOLOGY_BITS && (kept ^ topology) << EXIT_BITS == 0;
+        if is_now && topology >= TOPOLOGY_FIRST { kept >> TOPOLOGY_BITS } else { NODE_NONE }
+    }
+
+    /// Keeps what [`Self::behind`] says: a number below [`EXITS`].
+    #[inline(always)]
+    pub fn keep_behind(&self, end: usize, topology: u32, node: u32) {
+        let shift = (end as u32 & 1) * 16;
+        let slots = self.slots.get() & !(0xffff << shift) | topology >> TOPOLOGY_BITS << shift;
+        if self.slots.get() != slots {
+            self.slots.set(slots);
+        }
+        self.judged[end & 1].set(node << TOPOLOGY_BITS | topology << EXIT_BITS >> EXIT_BITS);
     }
 
     /// Notes a packet of the flow. Writes only what changes: the entry is shared by all CPUs.
@@ -467,9 +493,34 @@ pub fn forget<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known:
 
 #[cfg(test)]
 mod tests {
-    use super::clock;
+    use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn what_an_end_keeps_holds_for_that_topology_alone() {
+        // As recorded: judged at some generation, the far end without a slot.
+        for judged in [1, 7, TOPOLOGY_FIRST | 7, u32::MAX] {
+            let lasting =
+                LastingFlow { endpoint: [9, 0], judged: [judged; 2], seen: 0, slots: 0xabc, flags: 0 };
+            let flow = Flow::from(lasting);
+            for topology in [0, 1, 7, TOPOLOGY_FIRST, TOPOLOGY_FIRST | 7, u32::MAX] {
+                assert_eq!(flow.behind(1, topology), NODE_NONE, "{judged}, {topology}");
+            }
+            for topology in [TOPOLOGY_FIRST, 3 * TOPOLOGY_FIRST - 1, u32::MAX] {
+                for node in [1, 77, EXITS - 1] {
+                    flow.keep_behind(1, topology, node);
+                    assert_eq!(flow.behind(1, topology), node);
+                    for other in
+                        [topology ^ 1, topology ^ TOPOLOGY_FIRST, topology ^ 1 << 31, topology & 0xff, 0]
+                    {
+                        assert_eq!(flow.behind(1, other), NODE_NONE, "{topology}, {other}");
+                    }
+                    assert_eq!((flow.slot(0), flow.judged[0].get()), (0xabc, judged));
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_clock_begins_at_0_and_goes_on_where_32_bits_of_jiffies_end() {

@@ -112,7 +112,7 @@ pub mod names {
     pub const KILLED: &str = "killed";
     /// Folder of the maps that outlive an agent, and of [`STATE`].
     pub const LASTING: &str = "lasting";
-    /// The [`super::State`] of the agent that started last. In whatever layout, its value begins with
+    /// The [`super::StateEntry`] of the agent that started last. In whatever layout, its value begins with
     /// the generation word.
     pub const STATE: &str = "state";
 }
@@ -138,7 +138,23 @@ pub const QUEUED: u32 = 4096;
 /// For how many ticks, that one included, all of such a flow is left to the device, which queues: nobody overtakes.
 pub const QUEUED_FOR: u32 = 2;
 
-/// Value of map `state`, an array of one: what holds for the whole node.
+/// Value of map `state`, an array of one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateEntry {
+    /// What a program reads once per packet.
+    pub state: State,
+    /// Changes whenever an address may have become somebody else's, after the maps that say whose; see
+    /// [`Flow::behind`]. Never less than [`TOPOLOGY_FIRST`]; 0: nothing is kept.
+    pub topology: u32,
+}
+
+/// The least [`StateEntry::topology`]: flows that have kept nothing yet look as if they had in one below.
+pub const TOPOLOGY_FIRST: u32 = 1 << TOPOLOGY_BITS;
+/// Bits of [`StateEntry::topology`] that stand beside a node's number in a flow.
+pub const TOPOLOGY_BITS: u32 = u32::BITS - EXITS.trailing_zeros();
+
+/// What holds for the whole node.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
@@ -479,11 +495,13 @@ pub struct FlowKey<A> {
 pub struct Flow {
     /// Generation of the local endpoint that stands at this end, 0 for none.
     pub endpoint: [Cell<u32>; 2],
-    /// Policy generation at which that endpoint's rules last allowed the opening tuple.
+    /// Policy generation at which that endpoint's rules last allowed the opening tuple. Where there is no local endpoint,
+    /// see [`Flow::behind`].
     pub judged: [Cell<u32>; 2],
     /// Time of the last packet in ticks of 2^30 ns.
     pub seen: Cell<u32>,
-    /// Slot of the local endpoint at the lower end in bits 0 to 15, at the higher end in 16 to 31.
+    /// Slot of the local endpoint at the lower end in bits 0 to 15, at the higher end in 16 to 31. Where there is no local
+    /// endpoint, see [`Flow::behind`].
     pub slots: Cell<u32>,
     /// [`FLOW_OPENED_HIGH`] and others.
     pub flags: Cell<u32>,
@@ -685,7 +703,8 @@ mod tests {
     #[test]
     #[cfg(not(feature = "next-layout"))]
     fn layouts_are_pinned() {
-        assert_eq!(size_of::<State>(), 24);
+        assert_eq!((size_of::<State>(), size_of::<StateEntry>()), (24, 28));
+        assert_eq!(EXITS << TOPOLOGY_BITS, 0, "a node's number and these bits fill a word");
         assert_eq!((size_of::<Exit>(), size_of::<NextHop>(), size_of::<Tunnel>()), (56, 20, 28));
         assert_eq!(size_of::<PortSet>(), 128);
         assert_eq!(size_of::<EndpointPolicy>(), 16);

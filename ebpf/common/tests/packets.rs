@@ -9,6 +9,7 @@ mod across;
 mod early;
 mod host;
 mod inside;
+mod kept;
 mod waiting;
 
 use std::hash::Hash;

@@ -141,10 +141,8 @@ impl Datapath {
             *count += 1;
         }
         self.policy.register(slot as Slot, entry)?;
-        for address in &identity.addresses {
-            self.addresses.endpoints.insert(*address, slot);
-            self.write_address(address)?;
-        }
+        self.addresses.endpoints.extend(identity.addresses.iter().map(|address| (*address, slot)));
+        self.write_some(&identity.addresses)?;
         Ok(ifindex)
     }
 
@@ -168,11 +166,17 @@ impl Datapath {
             .filter(|(_, s)| **s == u32::from(slot))
             .map(|(address, _)| *address)
             .collect();
-        for address in gone {
-            self.addresses.endpoints.remove(&address);
-            self.write_address(&address)?;
+        for address in &gone {
+            self.addresses.endpoints.remove(address);
         }
-        Ok(())
+        self.write_some(&gone)
+    }
+
+    /// Writes what these addresses are; whatever comes of it, flows must not rely on what they were.
+    fn write_some(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
+        let written = addresses.iter().try_for_each(|address| self.write_address(address));
+        self.policy.addresses_changed()?;
+        written
     }
 
     /// What the CNI plugin's DEL does first: from now on the endpoint with this interface index drops
@@ -204,15 +208,18 @@ impl Datapath {
             unsure.extend(old.symmetric_difference(new));
             old.clone_from(new);
         }
-        self.write_addresses()
+        let written = self.write_addresses();
+        self.policy.addresses_changed()?;
+        written
     }
 
     /// Says which other nodes are there anew, have changed or are gone. What fails is made up for by the next
     /// call, whatever it says.
     pub fn set_nodes(&mut self, changes: &NodeChanges) -> Result<(), Error> {
         self.addresses.unsure.extend(self.remotes.set(changes));
-        self.remotes.write()?;
-        self.write_addresses()
+        let written = self.remotes.write().and_then(|()| self.write_addresses());
+        self.policy.addresses_changed()?;
+        written
     }
 
     fn write_addresses(&mut self) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use fairlead_common::maps::{
     ABSENT, BANKS, Banked, CLASS_SCTP, CLASS_TCP, CLASS_UDP, Cidr4, Cidr6, Endpoint, EndpointPolicy,
     PORT_CLASS_ELEMENTS, PortClasses, PortSet, RowKey, SET_ALL, STATE_FAST_PATH, STATE_TAKE_OVER, State,
-    names,
+    StateEntry, TOPOLOGY_FIRST, names,
 };
 use fairlead_policy::model::Protocol;
 use fairlead_policy::tables::{Delta, PortClass, Slot};
@@ -43,6 +43,8 @@ pub(crate) struct Policy {
     generation: u32,
     /// [`State::flags`].
     flags: u32,
+    /// [`StateEntry::topology`].
+    topology: u32,
     serial: u64,
     settled: u64,
     filled: bool,
@@ -53,9 +55,10 @@ impl Policy {
     pub(crate) fn new(object: &Object, options: &Options) -> Result<Self, Error> {
         let sets: Map<u32, PortSet> = object.map("sets")?;
         let set_count = sets.max_entries();
-        let state_map: Map<u32, State> = object.map("state")?;
+        let state_map: Map<u32, StateEntry> = object.map("state")?;
         let port_classes: Map<u32, PortClasses> = object.map("port_classes")?;
-        let generation = last_generation(&object.pins.lasting.join(names::STATE))?.wrapping_add(1);
+        let last = last_state(&object.pins.lasting.join(names::STATE))?;
+        let generation = last.generation.wrapping_add(1);
         let this = Self {
             rows: BankedMap::new(object.map("rows")?),
             peers4: BankedMap::new(object.map("peers4")?),
@@ -72,6 +75,7 @@ impl Policy {
             unsettled: HashMap::new(),
             generation,
             flags: if options.fast_path { STATE_FAST_PATH } else { 0 },
+            topology: next_topology(last.topology),
             serial: 0,
             settled: 0,
             filled: false,
@@ -87,7 +91,7 @@ impl Policy {
             mark_shift: (options.mark_mask.trailing_zeros() % 32) as u16,
             overlay_id: options.overlay.map_or(0, |overlay| overlay.id),
         };
-        state_map.set(&0, &state)?;
+        state_map.set(&0, &StateEntry { state, topology: this.topology })?;
         this.write_set(SET_ALL, &PortSet::ALL)?;
         for (protocol, class) in
             [(Protocol::Tcp, CLASS_TCP), (Protocol::Udp, CLASS_UDP), (Protocol::Sctp, CLASS_SCTP)]
@@ -103,6 +107,12 @@ impl Policy {
     /// The generation in force.
     pub(crate) fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// An address may have become somebody else's, as the maps say already: nothing that flows keep of that holds any more.
+    pub(crate) fn addresses_changed(&mut self) -> Result<(), Error> {
+        self.topology = next_topology(self.topology);
+        self.state.store_u32(TOPOLOGY_WORD, self.topology).map_err(|source| Error::State { source })
     }
 
     /// Everything is taken over: the programs need not look into the old maps any more.
@@ -433,18 +443,32 @@ fn enclosing(of: &dyn Fn(&IpNetwork) -> Option<u32>, network: &IpNetwork) -> Opt
     })
 }
 
-/// The generation that the last agent had reached, 0 if there was none.
-fn last_generation(pin: &Path) -> Result<u32, Error> {
+/// Place of [`StateEntry::topology`] among the words of its entry.
+const TOPOLOGY_WORD: usize = std::mem::offset_of!(StateEntry, topology) / 4;
+
+fn next_topology(last: u32) -> u32 {
+    last.wrapping_add(1).max(TOPOLOGY_FIRST)
+}
+
+/// What the last agent had reached; zeroes if there was none, or its version had no such thing.
+#[derive(Default)]
+struct Last {
+    generation: u32,
+    topology: u32,
+}
+
+fn last_state(pin: &Path) -> Result<Last, Error> {
     use std::os::fd::AsFd as _;
     let error = |source| Error::Io { path: pin.to_owned(), source };
     let map = match sys::obj_get(pin) {
         Ok(map) => map,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Last::default()),
         Err(source) => return Err(error(source)),
     };
-    // Another version's may be longer or shorter; the generation comes first in each.
+    // Another version's may be longer or shorter: what is new comes last.
     let words = sys::map_info(map.as_fd()).map_err(error)?.value_size.div_ceil(4);
     let mut state = vec![0u32; words as usize];
     sys::lookup(map.as_fd(), &0u32, &mut state).map_err(error)?;
-    Ok(state.first().copied().unwrap_or(0))
+    let word = |i: usize| state.get(i).copied().unwrap_or(0);
+    Ok(Last { generation: word(0), topology: word(TOPOLOGY_WORD) })
 }

@@ -89,7 +89,7 @@ plain!(
     fairlead_common::maps::PendingKey,
     fairlead_common::maps::PortSet,
     fairlead_common::maps::RowKey,
-    fairlead_common::maps::State,
+    fairlead_common::maps::StateEntry,
 );
 
 /// A value out of bytes that a program wrote; `None` where their number is another's.

@@ -24,7 +24,7 @@ pub fn early<A: Family, T: Tables<A>>(
     if parsed.is_err() || p.kind != Kind::Flow || p.fragment {
         return None;
     }
-    if let Verdict::Drop(dropped) = from_uplink(tables, hook, &p.source) {
+    if let Verdict::Drop(dropped) = from_uplink(tables, hook.ifindex, &p.source) {
         return Some(dropped);
     }
     let AddressInfo { kind: ADDRESS_ENDPOINT, slot } = tables.address(&p.destination) else {

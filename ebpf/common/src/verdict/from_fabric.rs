@@ -1,32 +1,84 @@
-//! What reaches the node from others, by its uplink or out of the overlay, once its source was found to be honest.
+//! What reaches the node from others, by its uplink or out of the overlay.
 
-use crate::flow::{Known, Opening, find, promote};
+use crate::flow::{Known, Opening, answered, promote, waiting};
 use crate::judge::protocol;
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, ENDPOINT_FAST_PATH, Exit, FLOW_AFTER_NAT, FLOW_DIRECT,
-    FlowKey, NODE_NONE, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, AddressInfo, ENDPOINT_FAST_PATH, FLOW_AFTER_NAT,
+    FLOW_DIRECT, FlowKey, NODE_NONE, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
 use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, revoke, still_may};
-use super::{Family, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with, way_out};
+use super::{
+    Family, Tables, Verdict, fits, from_uplink, is_for_overlay, node_behind, unlocked_slot, waits_with, way_out,
+};
+
+/// Where a packet comes in, and what is known of who sent it.
+#[derive(Clone, Copy, Debug)]
+pub enum Arrival {
+    /// By the uplink with this interface index, from whoever.
+    Uplink {
+        /// The index.
+        ifindex: u32,
+    },
+    /// By the uplink, in a tunnel of the node with this number; nobody has looked whether its source may say so.
+    Tunnel {
+        /// The number.
+        node: u32,
+    },
+    /// Out of the overlay: its source was found to be of or behind the node with this number.
+    Overlay {
+        /// The number.
+        node: u32,
+    },
+}
 
 /// A packet reaches the node. Most go on to the host's stack, and are judged where they come out of it, but for two
 /// kinds: answers that the stack is about to translate, and what goes from a pod of another node straight to a pod
-/// of this one. `for_this_host`: its frame was addressed to this node. `sender`: number of the node that the source was
-/// found to be of or behind, [`NODE_NONE`] where nobody has looked.
+/// of this one. `for_this_host`: its frame was addressed to this node.
 #[inline(always)]
 pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     tables: &T,
     state: &State,
     packet: &P,
     for_this_host: bool,
-    sender: u32,
+    arrival: Arrival,
     p: &Parsed<A>,
 ) -> Verdict {
     let pass = Verdict::Pass { slot: SLOT_SETTLED };
-    let to = tables.address(&p.destination);
+    let now = tables.now();
+    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
+    let opens = p.is_bare_syn();
+    let mut known = if opens || p.kind != Kind::Flow { None } else { answered(tables, &key, now) };
+    // A straight flow that keeps its far pod's node says all that would be looked up of the two addresses.
+    let (mut node, mut slot) = (NODE_NONE, SLOT_NONE);
+    if let Some(Known { flow, .. }) = known
+        && flow.flags.get() & (FLOW_DIRECT | FLOW_AFTER_NAT) == FLOW_DIRECT
+        && flow.endpoint[source].get() == 0
+    {
+        node = flow.behind(source, tables.topology());
+        slot = flow.slot(1 - source);
+    }
+    let sender = match arrival {
+        Arrival::Uplink { .. } => NODE_NONE,
+        Arrival::Tunnel { node } | Arrival::Overlay { node } => node,
+    };
+    let to = if node != NODE_NONE && (sender == NODE_NONE || sender == node) {
+        AddressInfo { kind: ADDRESS_ENDPOINT, slot }
+    } else {
+        match arrival {
+            Arrival::Uplink { ifindex } => {
+                if let dropped @ Verdict::Drop(_) = from_uplink(tables, ifindex, &p.source) {
+                    return dropped;
+                }
+            }
+            // Whom it says that it is from is judged and counted where everything comes out of the overlay.
+            Arrival::Tunnel { node } if tables.remote(&p.source) != node => return pass,
+            _ => {}
+        }
+        tables.address(&p.destination)
+    };
     let waits = waits_with(to);
     // A tunnel's packet: what is inside of it comes by again.
     if to.kind == ADDRESS_OWN && is_for_overlay(state, p) {
@@ -40,14 +92,14 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
         && for_this_host
         && to.kind == ADDRESS_ENDPOINT
         && !p.first_fragment;
-    let now = tables.now();
-    let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
-    let opens = p.is_bare_syn();
-    if !opens && let Some(known) = find(tables, &key, [waits, SLOT_NONE], now) {
+    if !opens && known.is_none() {
+        known = waiting(tables, &key, [waits, SLOT_NONE], now);
+    }
+    if let Some(known) = known {
         return if known.flow.has(FLOW_AFTER_NAT) {
             answer(tables, state, p, &key, source, &known, now)
         } else if straight && known.flow.has(FLOW_DIRECT) {
-            known_to_pod(tables, state, packet, to.slot, sender, p, &key, source, &known, now)
+            known_to_pod(tables, state, packet, to.slot, p, &key, source, &known, now)
         } else {
             pass
         };
@@ -57,12 +109,6 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
         return new_to_pod(tables, state, packet, to.slot, sender, p, &key, source, now);
     }
     pass
-}
-
-/// How packets for the source leave past the host's stack.
-#[inline(always)]
-fn way_back<'t, A: Family, T: Tables<A>>(tables: &'t T, sender: u32, p: &Parsed<A>) -> Option<&'t Exit> {
-    way_out(tables, if sender == NODE_NONE { tables.remote(&p.source) } else { sender })
 }
 
 /// An answer to a pod: its rules still allow what it opened.
@@ -110,7 +156,6 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     state: &State,
     packet: &P,
     slot: u32,
-    sender: u32,
     p: &Parsed<A>,
     key: &FlowKey<A>,
     source: usize,
@@ -125,7 +170,7 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     // The way back must be as straight, or the stack would see one direction alone.
     if flow.endpoint[destination].get() != target.generation
         || flow.endpoint[source].get() != 0
-        || way_back(tables, sender, p).is_none()
+        || way_out(tables, node_behind(tables, flow, source, &p.source)).is_none()
         || !fits(packet, p, target.mtu)
     {
         return pass;
@@ -172,7 +217,8 @@ fn new_to_pod<A: Family, P: Packet, T: Tables<A>>(
         return pass;
     }
     // Other nodes' addresses are looked up there too, and are no pods'.
-    if way_back(tables, sender, p).is_none() || tables.address(&p.source).kind != ADDRESS_UNKNOWN {
+    let node = if sender == NODE_NONE { tables.remote(&p.source) } else { sender };
+    if way_out(tables, node).is_none() || tables.address(&p.source).kind != ADDRESS_UNKNOWN {
         return pass;
     }
     if !may_enter(tables, state.generation, target, &p.source, p.protocol, p.destination_port) {

@@ -10,7 +10,9 @@ use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, may_leave, revoke, still_may};
-use super::{Family, Hook, Tables, Verdict, fits, is_for_overlay, unlocked_slot, waits_with, way_out};
+use super::{
+    Family, Hook, Tables, Verdict, fits, is_for_overlay, node_behind, unlocked_slot, waits_with, way_out,
+};
 
 /// A pod sends anything but an ICMP error: tc ingress of its host interface.
 #[inline(always)]
@@ -152,7 +154,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
                 && state.flags & STATE_FAST_PATH != 0
                 && endpoint.flags & ENDPOINT_FAST_PATH != 0
             {
-                let node = tables.remote(&p.destination);
+                let node = tables.remote_apart(&p.destination);
                 if let Some(exit) = way_out(tables, node) {
                     opening.flags = FLOW_DIRECT;
                     if leaves_whole(packet, p, endpoint, exit.mtu) {
@@ -237,7 +239,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
             verdict = Verdict::Redirect { slot };
         }
     } else if flow.has(FLOW_DIRECT) && state.flags & STATE_FAST_PATH != 0 {
-        let node = tables.remote(&p.destination);
+        let node = node_behind(tables, flow, destination, &p.destination);
         if let Some(exit) = way_out(tables, node)
             && leaves_whole(packet, p, endpoint, exit.mtu)
         {

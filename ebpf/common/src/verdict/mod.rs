@@ -15,7 +15,7 @@ mod uplink;
 
 pub use early::early;
 pub use fragments::resolve_fragment;
-pub use from_fabric::from_fabric;
+pub use from_fabric::{Arrival, from_fabric};
 pub use from_pod::from_pod;
 pub use icmp_errors::{error_from_fabric, error_from_pod, error_to_pod};
 pub use overlay::{from_overlay, in_tunnel};
@@ -26,14 +26,17 @@ use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
 use crate::judge::{PeerTables, protocol};
 use crate::maps::{
-    ADDRESS_ENDPOINT, ADDRESS_OWN, AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS, ENDPOINT_UNLOCKED,
-    Endpoint, Exit, FirstFragment, FragmentKey, SLOT_NONE, SLOT_SETTLED, State, slot_of,
+    ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, AddressInfo, DIRECTION_EGRESS, DIRECTION_INGRESS,
+    ENDPOINT_UNLOCKED, EXITS, Endpoint, Exit, FirstFragment, Flow, FragmentKey, NODE_NONE, SLOT_NONE,
+    SLOT_SETTLED, State, slot_of,
 };
 use crate::packet::{ETHERNET, FamilyOf, Packet, Parsed};
 use crate::reason::DropReason;
 
 /// Everything that a verdict looks up, for one address family.
 pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
+    /// [`StateEntry::topology`](crate::maps::StateEntry::topology).
+    fn topology(&self) -> u32;
     /// Map `endpoints`.
     fn endpoint(&self, slot: u32) -> Option<&Endpoint>;
     /// Map `killed`: the interface index that was killed last in a slot.
@@ -55,6 +58,13 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
     #[inline(always)]
     fn remote_apart(&self, address: &A) -> u32 {
         self.remote(address)
+    }
+
+    /// [`Self::remote`], and whether nothing else is known of the address, so that it is a pod's if it is of a node's pod
+    /// CIDR; as [`Self::remote_apart`].
+    #[inline(always)]
+    fn whereabouts(&self, address: &A) -> (u32, bool) {
+        (self.remote(address), self.address(address).kind == ADDRESS_UNKNOWN)
     }
 
     /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
@@ -171,6 +181,29 @@ pub struct Hook {
 #[inline(always)]
 pub fn way_out<A: Address, T: Tables<A>>(tables: &T, node: u32) -> Option<&Exit> {
     tables.exit(node).filter(|exit| exit.ifindex != 0)
+}
+
+/// Number of the node that the far pod of a flow is behind: as the flow keeps it, or looked up, and then kept for as long as
+/// all addresses stay whose they are.
+#[inline(always)]
+fn node_behind<A: Address, T: Tables<A>>(
+    tables: &T,
+    flow: &Flow,
+    end: usize,
+    address: &A,
+) -> u32 {
+    // Before what is looked up, which may be newer but not older.
+    let topology = tables.topology();
+    let kept = flow.behind(end, topology);
+    if kept != NODE_NONE {
+        return kept;
+    }
+    let (node, is_pod) = tables.whereabouts(address);
+    // Who may not send under this address at the uplink must not be taken for the pod there.
+    if is_pod && node != NODE_NONE && node < EXITS {
+        flow.keep_behind(end, topology, node);
+    }
+    node
 }
 
 /// The endpoint behind a pod's host interface, if packets may pass it at all.

@@ -5,7 +5,7 @@ use crate::maps::{NODE_NONE, SLOT_SETTLED, State};
 use crate::packet::{Packet, Parsed};
 use crate::reason::DropReason;
 
-use super::{Family, Hook, Tables, Verdict, from_fabric};
+use super::{Arrival, Family, Hook, Tables, Verdict, from_fabric};
 
 /// A packet comes out of the overlay, sent by the node with number `node` (that of the outer source):
 /// a node speaks only for itself and its own pods.
@@ -30,9 +30,8 @@ pub fn in_tunnel<A: Family, P: Packet, T: Tables<A>>(
     node: u32,
     p: &Parsed<A>,
 ) -> Verdict {
-    // Whom it says that it is from is judged first, and counted, where everything comes out of the overlay.
-    if node == NODE_NONE || tables.remote(&p.source) != node {
+    if node == NODE_NONE {
         return Verdict::Pass { slot: SLOT_SETTLED };
     }
-    from_fabric(tables, state, packet, for_this_host, node, p)
+    from_fabric(tables, state, packet, for_this_host, Arrival::Tunnel { node }, p)
 }

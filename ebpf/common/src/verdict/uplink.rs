@@ -79,16 +79,16 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
     pass
 }
 
-/// A packet reaches the node by the uplink: nobody outside has this node's addresses.
+/// A packet reaches the node by the uplink with this interface index: nobody outside has this node's addresses.
 #[inline(always)]
-pub fn from_uplink<A: Family, T: Tables<A>>(tables: &T, hook: &Hook, source: &A) -> Verdict {
+pub fn from_uplink<A: Family, T: Tables<A>>(tables: &T, ifindex: u32, source: &A) -> Verdict {
     let forged = source.is_loopback()
         || matches!(
             tables.address(source),
             AddressInfo { kind: ADDRESS_ENDPOINT | ADDRESS_OWN | ADDRESS_SERVICE, .. }
         );
     if forged {
-        Verdict::ingress(DropReason::ForgedSource, hook.ifindex)
+        Verdict::ingress(DropReason::ForgedSource, ifindex)
     } else {
         Verdict::Pass { slot: SLOT_SETTLED }
     }

@@ -9,7 +9,7 @@ use fairlead_common::maps::{
 use fairlead_common::packet::parse;
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{
-    Family, Hook, Tables, Verdict, from_fabric, from_pod, to_pod, to_uplink, unlocked,
+    Arrival, Family, Hook, Tables, Verdict, from_fabric, from_pod, to_pod, to_uplink, unlocked,
 };
 
 use crate::host::{Frame, Host, Random, STATE, endpoint, ifindex};
@@ -71,7 +71,7 @@ pub(crate) fn received<A: Family + Eq + Hash + 'static>(
     let mut p = parse::<A, _>(&packet).unwrap();
     // As out of a tunnel, where the sender has been looked up; from the link, it has not: see the module `early`.
     let sender = Tables::<A>::remote(host, &p.source);
-    match from_fabric(host, state, &packet, true, sender, &p) {
+    match from_fabric(host, state, &packet, true, Arrival::Overlay { node: sender }, &p) {
         Verdict::Redirect { slot } => {
             assert_eq!(slot, slot_of(ifindex(1)));
             (End::Arrived, true)

@@ -6,12 +6,12 @@ use std::hash::Hash;
 use fairlead_common::address::Address;
 use fairlead_common::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, EndpointPolicy, Exit, FLOW_AFTER_NAT,
-    FLOW_BEFORE_NAT, FLOW_DIRECT, NODE_NONE, STATE_FAST_PATH, Side, State, slot_of,
+    FLOW_BEFORE_NAT, FLOW_DIRECT, STATE_FAST_PATH, Side, State, slot_of,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::verdict::unlocked;
 use fairlead_common::verdict::{
-    Family, Hook, Verdict, early, from_fabric, from_pod, from_uplink, to_pod, to_uplink,
+    Arrival, Family, Hook, Verdict, early, from_fabric, from_pod, to_pod, to_uplink,
 };
 
 use crate::across::{End, REMOTES, STRANGER, UPLINK, address, between, words};
@@ -91,12 +91,9 @@ impl<A: Family + Address + Eq + Hash + 'static> Node<A> {
     /// What becomes of a packet that reaches the uplink, without XDP; and whether the stack translates it.
     fn receives(&self, frame: &[u8]) -> (End, bool) {
         let (parsed, p) = Self::parsed(frame);
-        let hook = Hook { ifindex: UPLINK, mark: 0, made_here: false };
-        if let dropped @ Verdict::Drop(_) = from_uplink(&self.host, &hook, &p.source) {
-            return (End::of(dropped), false);
-        }
         parsed.unwrap();
-        match from_fabric(&self.host, &self.state, &Frame(frame), true, NODE_NONE, &p) {
+        let arrival = Arrival::Uplink { ifindex: UPLINK };
+        match from_fabric(&self.host, &self.state, &Frame(frame), true, arrival, &p) {
             Verdict::Pass { slot } => {
                 let answers = p.source.words() == words(&address(self.v6, Some(BACKEND)))
                     && self.translations.contains(&(p.protocol, p.destination_port, p.source_port));

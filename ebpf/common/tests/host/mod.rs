@@ -88,6 +88,10 @@ pub(crate) struct Host<A: 'static> {
     pending: Map<PendingKey, Pending<A>>,
     fragments: Map<FragmentKey<A>, FirstFragment>,
     pub now: Cell<u32>,
+    /// 0: flows keep nothing.
+    pub topology: u32,
+    /// How often a node was looked for.
+    pub looked_up: Cell<usize>,
 }
 
 impl<A: Address + Eq + Hash> Host<A> {
@@ -101,6 +105,8 @@ impl<A: Address + Eq + Hash> Host<A> {
             pending: Map::new(),
             fragments: Map::new(),
             now: Cell::new(1000),
+            topology: 0,
+            looked_up: Cell::new(0),
         }
     }
 
@@ -207,7 +213,12 @@ impl<A: Address + Eq + Hash> Tables<A> for Host<A> {
         self.addresses.get(&address.words()).copied().unwrap_or(AddressInfo::UNKNOWN)
     }
 
+    fn topology(&self) -> u32 {
+        self.topology
+    }
+
     fn remote(&self, address: &A) -> u32 {
+        self.looked_up.set(self.looked_up.get() + 1);
         self.remotes.get(&address.words()).copied().unwrap_or(NODE_NONE)
     }
 

@@ -10,7 +10,7 @@ use fairlead_tests::world;
 use serde_json::json;
 
 use crate::datapath::ground::{feed, script};
-use crate::datapath::load::{PORTS, Server};
+use crate::datapath::load::{PORTS, Server, await_answer};
 
 /// Policies in force, all of which select the measured pods.
 pub(super) const POLICIES: usize = 100;
@@ -152,6 +152,7 @@ impl Ground {
         cluster.await_isolation(|_| (true, true)).await?;
         let pod = cluster.pod("server")?;
         let (server, address) = (Server::start(&pod.namespace).await?, pod.address(false)?);
+        await_answer(&cluster.pod("client")?.namespace, address).await?;
         let off = if fast_path { "" } else { ", fast path off" };
         let name = format!("Fairlead, {}{off}", kind.name());
         Ok(Self { name, server, way: Way::Fairlead(Box::new(cluster)), address })

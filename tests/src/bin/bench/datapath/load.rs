@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use fairlead_tests::namespace::Namespace;
+use fairlead_tests::wait::await_until;
 use nix::time::{ClockId, clock_gettime};
 
 /// Ports of the servers.
@@ -37,6 +38,8 @@ const ANSWER: u8 = 1;
 pub(crate) const BURST: usize = 32;
 /// Time after which a lost answer fails the measurement.
 const LOST: Duration = Duration::from_secs(5);
+/// For how long one of several attempts is given.
+const SHORT: Duration = Duration::from_millis(100);
 /// What else runs on the machine shall not get between.
 const NICE: i32 = -20;
 
@@ -176,6 +179,14 @@ fn echo(mut stream: TcpStream) {
     let _ = stream.set_nodelay(true);
     let mut byte = [0];
     while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+}
+
+/// Waits until a server can be asked: what nodes know of each other's pods and ways they learn one after the other.
+pub(crate) async fn await_answer(client: &Namespace, to: IpAddr) -> Result<()> {
+    await_until("a server that answers", LOST, async || {
+        client.run(move || Ok(TcpStream::connect_timeout(&(to, ECHO).into(), SHORT).is_ok())).await?
+    })
+    .await
 }
 
 /// Processor time of this thread.
