@@ -3,15 +3,17 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use fairlead_common::judge::protocol;
 use fairlead_common::maps::{
     ADDRESS_OWN, DIRECTION_INGRESS, NODE_NONE, QUEUED_FOR, SLOT_SETTLED, STATE_FAST_PATH, State,
 };
-use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET, Packet as _};
+use fairlead_common::packet::{ETHER_IPV4, ETHER_IPV6, ETHERNET, Packet as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Tables, Verdict};
 use fairlead_common::vxlan::{self, Overlay};
 
 use crate::packet::{Inside, Skb, blank};
+use crate::socket::{Tuple, receives};
 use crate::steps::Steps;
 use crate::tables::{Maps, now, queued, tunnel4};
 use crate::tunnel::{DONE, UNCHANGED, take_out_of_tunnel};
@@ -40,6 +42,9 @@ pub(crate) fn out_of_tunnel(skb: &Skb, state: &State) -> i32 {
         _ => LEFT,
     };
     if result == LEFT {
+        if skb.gso_size() > 0 {
+            queue(skb, state);
+        }
         // What is inside comes by again.
         pass(skb, state, SLOT_SETTLED, Counted::No);
         return TC_ACT_UNSPEC;
@@ -71,28 +76,40 @@ fn sender(skb: &Skb, state: &State) -> u32 {
     let (Some(queued), now) = (queued(vxlan::queued_at(&outer)), now()) else {
         return NODE_NONE;
     };
-    // What was put together keeps the tunnel's mark in the kernel, whoever takes the header off, but for the device.
-    if skb.gso_size() > 0 {
-        if queued.get() != now {
+    if now.wrapping_sub(queued.get()) < QUEUED_FOR {
+        if skb.gso_size() > 0 && queued.get() != now {
             queued.set(now);
         }
         return NODE_ANY;
     }
-    if now.wrapping_sub(queued.get()) < QUEUED_FOR { NODE_ANY } else { tunnel4(outer.source) }
+    tunnel4(outer.source)
+}
+
+/// From now on all of the flow go to the overlay device, which queues this packet.
+#[inline(never)]
+fn queue(skb: &Skb, state: &State) {
+    let skb = Skb(skb.0);
+    let overlay = Overlay { port: state.overlay_port, id: state.overlay_id };
+    if let Some(words) = skb.at::<12, 13>()
+        && let Some(outer) = vxlan::opened(words, skb.len().wrapping_sub(ETHERNET), overlay)
+        && let Some(queued) = queued(vxlan::queued_at(&outer))
+    {
+        queued.set(now());
+    }
 }
 
 #[inline(never)]
 fn inside4(skb: &Skb, state: &State, sender: u32) -> i32 {
-    inside::<u32>(&Skb(skb.0), state, sender)
+    inside::<u32, 3>(&Skb(skb.0), state, sender)
 }
 
 #[inline(never)]
 fn inside6(skb: &Skb, state: &State, sender: u32) -> i32 {
-    inside::<[u32; 4]>(&Skb(skb.0), state, sender)
+    inside::<[u32; 4], 9>(&Skb(skb.0), state, sender)
 }
 
 #[inline(always)]
-fn inside<A: Steps>(skb: &Skb, state: &State, sender: u32) -> i32
+fn inside<A: Steps + Tuple<N>, const N: usize>(skb: &Skb, state: &State, sender: u32) -> i32
 where
     Maps: Tables<A>,
 {
@@ -104,7 +121,13 @@ where
     if A::parse_inside(skb, p).is_err() {
         return LEFT;
     }
+    let joined = skb.gso_size() > 0;
+    if joined && p.protocol != protocol::TCP {
+        return LEFT;
+    }
     match verdict::in_tunnel(&Maps, state, &packet, skb.for_this_host(), sender, p) {
+        // Taken out here, it keeps the tunnel's mark in the kernel, of which a socket takes no notice.
+        Verdict::Redirect { slot } if joined && !is_received::<A, N>(skb, p, slot) => LEFT,
         Verdict::Redirect { slot } => match take_out_of_tunnel(skb, ether_type) {
             DONE => redirect(skb, state, slot, p, Counted::No),
             UNCHANGED => LEFT,
@@ -115,5 +138,17 @@ where
             TC_ACT_SHOT
         }
         _ => LEFT,
+    }
+}
+
+/// Whether a socket of the pod's takes the packet, and nobody sends it on.
+#[inline(always)]
+fn is_received<A: Steps + Tuple<N>, const N: usize>(skb: &Skb, p: &Parsed<A>, slot: u32) -> bool
+where
+    Maps: Tables<A>,
+{
+    match Tables::<A>::endpoint(&Maps, slot) {
+        Some(endpoint) if endpoint.netns != 0 => receives(skb.0, p, endpoint.netns - 1),
+        _ => false,
     }
 }

@@ -10,6 +10,7 @@ mod inside;
 mod overlay;
 mod packet;
 mod pod;
+mod socket;
 mod steps;
 mod tables;
 mod trampoline;

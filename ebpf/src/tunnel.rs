@@ -60,13 +60,13 @@ pub(crate) extern "C" fn put_into_tunnel(
     if skb.put::<12, 13>(header) { DONE } else { BROKEN }
 }
 
-/// Takes the header off a packet that is one segment and has an inner frame of this EtherType. The outer frame's Ethernet
-/// addresses stay, for the pod's to be written over them. Returns [`UNCHANGED`] and others.
+/// Takes the header off a packet that has an inner frame of this EtherType. The outer frame's Ethernet addresses stay, for the
+/// pod's to be written over them. What is to be segmented keeps a tunnel's mark. Returns [`UNCHANGED`] and others.
 #[inline(always)]
 pub(crate) fn take_out_of_tunnel(skb: &Skb, ether_type: u16) -> u32 {
     let family =
         if ether_type == ETHER_IPV4 { BPF_F_ADJ_ROOM_DECAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_DECAP_L3_IPV6 };
-    let flags = u64::from(family | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+    let flags = u64::from(family | BPF_F_ADJ_ROOM_NO_CSUM_RESET | BPF_F_ADJ_ROOM_FIXED_GSO);
     // What the network card says of checksums begins with the outer datagram, which bears none: RFC 7348, section 4.1, and
     // the kernel's include/linux/skbuff.h. Where it says nothing, there is nothing to take away.
     // SAFETY: the context is valid.

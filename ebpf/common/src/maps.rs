@@ -317,8 +317,8 @@ pub struct Endpoint {
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
     /// IPv6 addresses, 0 where unused.
     pub ipv6: [[u32; 4]; ENDPOINT_ADDRESSES],
-    /// Zero.
-    pub reserved: u32,
+    /// Number by which the host's network namespace knows the pod's, plus 1; 0 where that is not known.
+    pub netns: u32,
 }
 
 /// Two MAC addresses as they lie at the start of a frame.

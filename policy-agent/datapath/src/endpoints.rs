@@ -10,8 +10,9 @@ use fairlead_common::maps::{
 };
 use fairlead_policy::model::NodeChanges;
 use fairlead_policy::tables::Slot;
+use tracing::warn;
 
-use crate::{Datapath, Error, Exits, words4, words6};
+use crate::{Datapath, Error, Exits, netns, words4, words6};
 
 /// What names an endpoint in the datapath.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +105,9 @@ impl Datapath {
     /// Returns the endpoint's generation: its interface index, which is never given twice.
     pub fn register(&mut self, identity: &Identity) -> Result<u32, RegisterError> {
         self.check_trampolines(identity.ifindex)?;
-        self.register_unattached(identity)
+        let generation = self.register_unattached(identity)?;
+        self.unplaced.insert(slot_of(identity.ifindex) as Slot);
+        Ok(generation)
     }
 
     /// As [`Self::register`], without a look at the interface: for programs run by
@@ -129,7 +132,7 @@ impl Datapath {
             macs: mac_words(identity.pod_mac, identity.host_mac),
             ipv4: [0; ENDPOINT_ADDRESSES],
             ipv6: [[0; 4]; ENDPOINT_ADDRESSES],
-            reserved: 0,
+            netns: 0,
         };
         let (mut v4, mut v6) = (0, 0);
         for address in &identity.addresses {
@@ -158,6 +161,7 @@ impl Datapath {
         if self.policy.registered(slot).is_none_or(|entry| entry.ifindex != ifindex) {
             return Ok(());
         }
+        self.unplaced.remove(&slot);
         self.policy.unregister(slot)?;
         let gone: Vec<IpAddr> = self
             .addresses
@@ -177,6 +181,20 @@ impl Datapath {
         let written = addresses.iter().try_for_each(|address| self.write_address(address));
         self.policy.addresses_changed()?;
         written
+    }
+
+    /// Finds the network namespaces of pods that came since the last time: no ADD waits for that. Of one that is not found, a
+    /// tunnel's packets that are to be segmented go by the overlay device, as all of them did once.
+    pub(crate) fn find_namespaces(&mut self) -> Result<(), Error> {
+        for slot in std::mem::take(&mut self.unplaced) {
+            let Some(ifindex) = self.policy.registered(slot).map(|entry| entry.ifindex) else { continue };
+            match netns::behind(ifindex) {
+                Ok(Some(number)) => self.policy.set_netns(slot, number)?,
+                Ok(None) => {}
+                Err(e) => warn!(ifindex, "cannot tell the network namespace of a pod: {e}"),
+            }
+        }
+        Ok(())
     }
 
     /// What the CNI plugin's DEL does first: from now on the endpoint with this interface index drops

@@ -14,6 +14,7 @@ mod features;
 mod grace;
 mod lasting;
 mod map;
+mod netns;
 mod object;
 mod policy;
 mod remotes;
@@ -21,13 +22,14 @@ mod sys;
 mod test_run;
 mod writes;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use fairlead_common::maps::{AddressInfo, DropKey, Passed};
-use fairlead_policy::tables::Delta;
+use fairlead_policy::tables::{Delta, Slot};
 
 pub use attach::UplinkError;
 pub use counters::{Counter, Counters};
@@ -165,6 +167,8 @@ pub struct Datapath {
     addresses6: Map<[u32; 4], AddressInfo>,
     addresses: endpoints::Addresses,
     remotes: Remotes,
+    /// Endpoints whose network namespaces nobody has looked for.
+    unplaced: BTreeSet<Slot>,
     killed: Map<u32, u32>,
     drops: Map<DropKey, u64>,
     passed: Map<u32, Passed>,
@@ -183,6 +187,7 @@ impl Datapath {
             addresses6: object.map("addresses6")?,
             addresses: endpoints::Addresses::default(),
             remotes: Remotes::new(&object)?,
+            unplaced: BTreeSet::new(),
             killed: object.map("killed")?,
             drops: object.map("drops")?,
             passed: object.map("passed")?,
@@ -219,6 +224,7 @@ impl Datapath {
     /// Once no packet can meet older state: cleans up, and returns the serial of the step up to which
     /// freed ids may be used again. Does not wait; worth calling some 20 ms after a step.
     pub fn settled(&mut self) -> Result<Option<u64>, Error> {
+        self.find_namespaces()?;
         self.policy.settled()
     }
 

@@ -269,12 +269,23 @@ impl Policy {
         self.registered.iter().map(|(slot, entry)| (*slot, entry))
     }
 
-    /// Sets an endpoint's flags. The other fields are written again as they are.
+    /// Sets an endpoint's flags.
     pub(crate) fn set_flags(&mut self, slot: Slot, flags: u32) -> Result<(), Error> {
+        self.rewrite(slot, |entry| entry.flags = flags)
+    }
+
+    /// Says by which number the pod's network namespace is known.
+    pub(crate) fn set_netns(&mut self, slot: Slot, number: u32) -> Result<(), Error> {
+        self.rewrite(slot, |entry| entry.netns = number.wrapping_add(1))
+    }
+
+    /// Changes an endpoint's entry. What does not change is written again as it is.
+    fn rewrite(&mut self, slot: Slot, change: impl FnOnce(&mut Endpoint)) -> Result<(), Error> {
         let Some(entry) = self.registered.get_mut(&slot) else {
             return Err(Error::UnknownSlot { slot: u32::from(slot) });
         };
-        let new = Endpoint { flags, ..*entry };
+        let mut new = *entry;
+        change(&mut new);
         self.endpoints.set(&u32::from(slot), &new)?;
         *entry = new;
         Ok(())
@@ -330,7 +341,7 @@ pub(crate) const EMPTY: Endpoint = Endpoint {
     macs: [0; 3],
     ipv4: [0; 4],
     ipv6: [[0; 4]; 4],
-    reserved: 0,
+    netns: 0,
 };
 
 fn change<K>(key: K, value: Option<u32>) -> Change<K> {

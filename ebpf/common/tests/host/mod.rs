@@ -263,7 +263,7 @@ pub(crate) fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
         macs: mac_words([2, 0, 0, 0, 2, n], [2, 0, 0, 0, 1, n]),
         ipv4: [word([10, 1, 0, n]), 0, 0, 0],
         ipv6: [[word([0xfd, 0, 0, 1]), 0, 0, word([0, 0, 0, n])], [0; 4], [0; 4], [0; 4]],
-        reserved: 0,
+        netns: 0,
     }
 }
 
