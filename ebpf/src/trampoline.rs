@@ -3,7 +3,7 @@
 //! They read which half of the program array is in force and jump there. An upgrade fills the other
 //! half and turns every hook of the node with one write. An empty place drops.
 
-use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -27,23 +27,31 @@ fn jump(ctx: &TcContext, hook: u32) -> i32 {
     TC_ACT_SHOT
 }
 
+/// As [`jump`], for what leaves the node. In every version, what bears no mark at all owes no verdict: it was settled, or
+/// no pod sent it.
+#[inline(always)]
+fn jump_if_marked(ctx: &TcContext, hook: u32) -> i32 {
+    // SAFETY: the kernel hands a valid context to the program.
+    if unsafe { (*raw(ctx)).mark } == 0 { TC_ACT_UNSPEC } else { jump(ctx, hook) }
+}
+
 macro_rules! trampolines {
-    ($($name:ident = $hook:ident;)*) => {$(
+    ($($name:ident = $jump:ident $hook:ident;)*) => {$(
         #[doc = concat!("Jumps to entry `", stringify!($hook), "`.")]
         #[classifier]
         pub(crate) fn $name(ctx: TcContext) -> i32 {
-            jump(&ctx, $hook)
+            $jump(&ctx, $hook)
         }
     )*};
 }
 
 trampolines! {
-    t_from_pod = HOOK_FROM_POD;
-    t_to_pod = HOOK_TO_POD;
-    t_from_uplink = HOOK_FROM_UPLINK;
-    t_to_uplink = HOOK_TO_UPLINK;
-    t_from_overlay = HOOK_FROM_OVERLAY;
-    t_to_overlay = HOOK_TO_OVERLAY;
+    t_from_pod = jump HOOK_FROM_POD;
+    t_to_pod = jump HOOK_TO_POD;
+    t_from_uplink = jump HOOK_FROM_UPLINK;
+    t_to_uplink = jump_if_marked HOOK_TO_UPLINK;
+    t_from_overlay = jump HOOK_FROM_OVERLAY;
+    t_to_overlay = jump_if_marked HOOK_TO_OVERLAY;
 }
 
 /// Jumps to the program of XDP of the half in force. Without one, everything passes: tc judges it all the same.

@@ -105,9 +105,7 @@ impl Datapath {
     /// Returns the endpoint's generation: its interface index, which is never given twice.
     pub fn register(&mut self, identity: &Identity) -> Result<u32, RegisterError> {
         self.check_trampolines(identity.ifindex)?;
-        let generation = self.register_unattached(identity)?;
-        self.unplaced.insert(slot_of(identity.ifindex) as Slot);
-        Ok(generation)
+        self.register_unattached(identity)
     }
 
     /// As [`Self::register`], without a look at the interface: for programs run by
@@ -144,6 +142,7 @@ impl Datapath {
             *count += 1;
         }
         self.policy.register(slot as Slot, entry)?;
+        self.unplaced.insert(slot as Slot);
         self.addresses.endpoints.extend(identity.addresses.iter().map(|address| (*address, slot)));
         self.write_some(&identity.addresses)?;
         Ok(ifindex)

@@ -11,6 +11,7 @@ mod offload;
 mod size;
 mod straight;
 mod topology;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;

@@ -283,6 +283,42 @@ fn only_pods_of_nodes_that_can_be_reached_straight_are() {
 }
 
 #[test]
+fn what_a_flow_keeps_of_its_far_pod_ends_when_the_address_is_somebody_elses() {
+    in_lab(|lab| {
+        let (pod, uplink) = (lab.pod(1), uplink(lab));
+        for (n, peer) in (0..).zip(remotes()) {
+            let me = own(&pod, peer);
+            let there = |lab: &Lab| lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, ACK)).result;
+            let back = |lab: &Lab| arrives(lab, &uplink, &tcp_between(peer, me, (80, 1000), ACK)).result;
+            assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, REDIRECT);
+            assert_eq!(
+                arrives(lab, &uplink, &tcp_between(peer, me, (80, 1000), SYN_ACK)).result,
+                REDIRECT
+            );
+            assert_eq!((there(lab), back(lab)), (REDIRECT, REDIRECT));
+            // A Service's, under which nobody may send; nobody's; and the pod's again.
+            lab.datapath.set_addresses(&[].into(), &[at(SERVICE), peer].into()).unwrap();
+            assert_eq!(back(lab), DROP);
+            lab.datapath.set_addresses(&[].into(), &[at(SERVICE)].into()).unwrap();
+            assert_eq!((there(lab), back(lab)), (REDIRECT, REDIRECT));
+            // A local pod's, if two claim it.
+            let local = lab.endpoint(0x10020 + n, &[peer]);
+            assert_eq!(back(lab), DROP);
+            lab.datapath.remove(local.slot(), local.ifindex).unwrap();
+            assert_eq!((there(lab), back(lab)), (REDIRECT, REDIRECT));
+            // That of a pod of a node to which there is no way.
+            let heir = Node { name: "heir".to_owned(), addresses: vec![at("192.0.2.3")], ..other() };
+            let bare = Node { pod_cidrs: Vec::new(), ..other() };
+            lab.datapath.set_nodes(&nodes(&[heir, bare], &[])).unwrap();
+            assert_eq!((there(lab), back(lab)), (PASS, PASS));
+            lab.datapath.set_nodes(&nodes(&[other()], &["heir"])).unwrap();
+            assert_eq!((there(lab), back(lab)), (REDIRECT, REDIRECT));
+        }
+        assert_eq!(lab.counters(&uplink).ingress.drops, only(DropReason::ForgedSource, 4));
+    });
+}
+
+#[test]
 fn what_the_stack_translates_stays_with_it_both_ways() {
     in_lab(|lab| {
         let (pod, uplink) = (lab.pod(1), uplink(lab));

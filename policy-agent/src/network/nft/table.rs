@@ -130,6 +130,9 @@ impl Contents {
                 push_rule(&mut batch, MASQUERADE, &rule);
             }
         }
+        // Of packets that owe a verdict, nearly all leave where a program gives it.
+        let judged = Rule::default().meta(Meta::OutIndex).in_set(EXITS, false).verdict(Verdict::Accept);
+        push_rule(&mut batch, LEAVING, &judged);
         let owes_nothing = [SLOT_NONE, SLOT_SETTLED].map(|slot| {
             let mark = slot << self.mark_mask.trailing_zeros().min(31) & self.mark_mask;
             Rule::default()
@@ -149,8 +152,6 @@ impl Contents {
             .end_differs(&[0; 4])
             .verdict(Verdict::Accept);
         push_rule(&mut batch, LEAVING, &to_pod);
-        let judged = Rule::default().meta(Meta::OutIndex).in_set(EXITS, false).verdict(Verdict::Accept);
-        push_rule(&mut batch, LEAVING, &judged);
         push_rule(&mut batch, LEAVING, &Rule::default().counter().verdict(Verdict::Drop));
         batch
     }
