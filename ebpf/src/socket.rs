@@ -37,7 +37,11 @@ impl Tuple<9> for [u32; 4] {
 /// Whether a connected socket in the network namespace with this number, of those that this one knows, takes what the
 /// packet of TCP carries.
 #[inline(always)]
-pub(crate) fn receives<A: Tuple<N>, const N: usize>(context: *mut __sk_buff, p: &Parsed<A>, netns: u32) -> bool {
+pub(crate) fn receives<A: Tuple<N>, const N: usize>(
+    context: *mut __sk_buff,
+    p: &Parsed<A>,
+    netns: u32,
+) -> bool {
     let mut tuple = A::tuple(p);
     // SAFETY: the helper reads as many bytes as the tuple has, whose length tells it the family.
     let socket = unsafe {

@@ -11,7 +11,8 @@ use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, EXITS, Endpoint, EndpointPolicy, EventLimit, EventLosses, Exit,
     FirstFragment, Flow, FlowKey, FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS,
-    Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State, StateEntry,
+    Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
+    StateEntry,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;

@@ -11,7 +11,8 @@ use crate::reason::DropReason;
 
 use super::rules::{End, may_enter, revoke, still_may};
 use super::{
-    Family, Tables, Verdict, fits, from_uplink, is_for_overlay, node_behind, unlocked_slot, waits_with, way_out,
+    Family, Tables, Verdict, fits, from_uplink, is_for_overlay, node_behind, unlocked_slot, waits_with,
+    way_out,
 };
 
 /// Where a packet comes in, and what is known of who sent it.

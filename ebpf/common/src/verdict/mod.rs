@@ -186,12 +186,7 @@ pub fn way_out<A: Address, T: Tables<A>>(tables: &T, node: u32) -> Option<&Exit>
 /// Number of the node that the far pod of a flow is behind: as the flow keeps it, or looked up, and then kept for as long as
 /// all addresses stay whose they are.
 #[inline(always)]
-fn node_behind<A: Address, T: Tables<A>>(
-    tables: &T,
-    flow: &Flow,
-    end: usize,
-    address: &A,
-) -> u32 {
+fn node_behind<A: Address, T: Tables<A>>(tables: &T, flow: &Flow, end: usize, address: &A) -> u32 {
     // Before what is looked up, which may be newer but not older.
     let topology = tables.topology();
     let kept = flow.behind(end, topology);

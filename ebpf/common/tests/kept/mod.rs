@@ -113,8 +113,9 @@ fn compare<A: Family + Address + Eq + Hash + 'static>(v6: bool, seed: u64, steps
         }
         let remote = Some([REMOTES[0], REMOTES[1], STRANGER][random.below(3)]);
         let node = NODES[[0, 0, 0, 1][random.below(4)]];
-        let way = [Way::FromPod, Way::FromPod, Way::Uplink, Way::Uplink, Way::Tunnel(node), Way::Overlay(node)]
-            [random.below(6)];
+        let way =
+            [Way::FromPod, Way::FromPod, Way::Uplink, Way::Uplink, Way::Tunnel(node), Way::Overlay(node)]
+                [random.below(6)];
         let (source, destination) = if let Way::FromPod = way { (None, remote) } else { (remote, None) };
         let frame = between(&mut random, v6, source, destination);
         let for_this_host = random.below(16) != 0;

@@ -291,10 +291,7 @@ fn what_a_flow_keeps_of_its_far_pod_ends_when_the_address_is_somebody_elses() {
             let there = |lab: &Lab| lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, ACK)).result;
             let back = |lab: &Lab| arrives(lab, &uplink, &tcp_between(peer, me, (80, 1000), ACK)).result;
             assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, REDIRECT);
-            assert_eq!(
-                arrives(lab, &uplink, &tcp_between(peer, me, (80, 1000), SYN_ACK)).result,
-                REDIRECT
-            );
+            assert_eq!(arrives(lab, &uplink, &tcp_between(peer, me, (80, 1000), SYN_ACK)).result, REDIRECT);
             assert_eq!((there(lab), back(lab)), (REDIRECT, REDIRECT));
             // A Service's, under which nobody may send; nobody's; and the pod's again.
             lab.datapath.set_addresses(&[].into(), &[at(SERVICE), peer].into()).unwrap();
