@@ -10,12 +10,12 @@ use aya::programs::links::FdLink;
 use aya::programs::tc::{TcAttachOptions, TcError};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use fairlead_common::maps::names;
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use crate::endpoints::RegisterError;
+use crate::netlink::ask;
 use crate::{Datapath, Error, sys};
 
 /// Minor numbers of the clsact qdisc (`TC_H_MIN_INGRESS` and `TC_H_MIN_EGRESS`).
@@ -202,14 +202,7 @@ fn attached(ifindex: u32, minor: u16) -> io::Result<Vec<u32>> {
     let mut message = TcMessage::default();
     message.header.index = i32::try_from(ifindex).map_err(io::Error::other)?;
     message.header.parent = TcHandle { major: 0xffff, minor };
-    let mut packet = NetlinkMessage::from(RouteNetlinkMessage::GetTrafficFilter(message));
-    packet.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    packet.finalize();
-    let mut buffer = vec![0; packet.buffer_len()];
-    packet.serialize(&mut buffer);
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+    let socket = ask(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
     let mut ids = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full()?;

@@ -14,6 +14,7 @@ mod features;
 mod grace;
 mod lasting;
 mod map;
+mod netlink;
 mod netns;
 mod object;
 mod policy;

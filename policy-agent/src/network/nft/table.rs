@@ -130,19 +130,18 @@ impl Contents {
                 push_rule(&mut batch, MASQUERADE, &rule);
             }
         }
-        // Of packets that owe a verdict, nearly all leave where a program gives it.
-        let judged = Rule::default().meta(Meta::OutIndex).in_set(EXITS, false).verdict(Verdict::Accept);
-        push_rule(&mut batch, LEAVING, &judged);
-        let owes_nothing = [SLOT_NONE, SLOT_SETTLED].map(|slot| {
+        let bears = |slot: u32| {
             let mark = slot << self.mark_mask.trailing_zeros().min(31) & self.mark_mask;
             Rule::default()
                 .meta(Meta::Mark)
                 .mask(self.mark_mask.to_ne_bytes())
                 .equals(&mark.to_ne_bytes())
                 .verdict(Verdict::Accept)
-        });
-        for rule in &owes_nothing {
-            push_rule(&mut batch, LEAVING, rule);
+        };
+        let judged = Rule::default().meta(Meta::OutIndex).in_set(EXITS, false).verdict(Verdict::Accept);
+        // Most owe nothing any more, what owes nearly always leaves where a program judges it, and the rest is not pods'.
+        for rule in [bears(SLOT_SETTLED), judged, bears(SLOT_NONE)] {
+            push_rule(&mut batch, LEAVING, &rule);
         }
         // Pods' interfaces have names of 15 letters.
         let to_pod = Rule::default()

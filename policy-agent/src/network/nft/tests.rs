@@ -53,8 +53,8 @@ fn the_kernel_holds_what_is_wanted_beside_others() {
             "chain masquerade { type nat hook postrouting priority 100; policy accept; \
              ip saddr @pods4 ip daddr != @inside4 counter packets 0 bytes 0 masquerade \
              ip6 saddr @pods6 ip6 daddr != @inside6 counter packets 0 bytes 0 masquerade }",
-            "type filter hook forward priority 100; policy accept; oif @exits accept meta mark & 0x0fff0000 == 0x00000000 accept \
-             meta mark & 0x0fff0000 == 0x0fff0000 accept",
+            "type filter hook forward priority 100; policy accept; meta mark & 0x0fff0000 == 0x0fff0000 accept \
+             oif @exits accept meta mark & 0x0fff0000 == 0x00000000 accept",
             "counter packets 0 bytes 0 drop }",
             "chain tunnel-in { type filter hook prerouting priority -300; policy accept; udp dport 8472 notrack }",
             "chain tunnel-out { type filter hook output priority -300; policy accept; udp dport 8472 notrack }",
