@@ -1,14 +1,16 @@
 //! An endpoint's life: locked, open, killed; and the change from one agent to the next.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
-use fairlead_common::maps::{EndpointPolicy, SLOT_NONE, SLOT_SETTLED};
+use aya::programs::SchedClassifier;
+use fairlead_common::maps::{EndpointPolicy, SLOT_NONE, SLOT_SETTLED, Side, names};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Counters, RegisterError};
+use fairlead_datapath::{Counters, RegisterError, test_run};
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, PASS, REDIRECT, in_lab, mark_of, only};
-use crate::packets::{ACK, SYN, SYN_ACK, checksum, tcp_from, tcp_to};
+use crate::lab::{DROP, PASS, REDIRECT, elsewhere, in_lab, mark_of, only, policy};
+use crate::packets::{ACK, SYN, SYN_ACK, UDP, checksum, ethernet, ip, tcp_from, tcp_to, udp};
 
 const OUTSIDE4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9));
 const OUTSIDE6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9));
@@ -197,5 +199,26 @@ fn the_next_agent_takes_over_with_flows_and_counters() {
         assert_eq!((egress.packets, ingress.packets), (1, 2));
         assert_eq!(ingress.drops, only(DropReason::IngressDenied, 1));
         assert_eq!(egress.drops, only(DropReason::Locked, 1));
+    });
+}
+
+#[test]
+fn what_bears_no_mark_leaves_and_what_a_pod_sent_is_judged() {
+    in_lab(|lab| {
+        let (pod, uplink) = (lab.pod(1), lab.locked_pod(9));
+        policy(lab, &pod, Side::OPEN, Side::CLOSED);
+        let packet = ip(pod.v4.into(), OUTSIDE4, UDP, &udp(1000, 53, b"x"));
+        let frame = ethernet([2; 6], [4; 6], 0x0800, &packet);
+        for name in [names::TO_UPLINK, names::TO_OVERLAY] {
+            let trampoline = SchedClassifier::from_pin(lab.datapath.frozen().join(name)).unwrap();
+            let result = |mark| {
+                let program = trampoline.fd().unwrap().as_fd();
+                test_run(program, &frame, uplink.ifindex, mark, 0, 1).unwrap().result
+            };
+            // The node's own, what owes nothing, what others have marked, and the pod's.
+            assert_eq!([0, elsewhere(), 0x4000].map(result), [PASS; 3], "{name}");
+            assert_eq!([pod.mark(), pod.mark() | 0x4000].map(result), [DROP; 2], "{name}");
+        }
+        assert_eq!(lab.counters(&pod).egress.drops, only(DropReason::EgressDenied, 4));
     });
 }
