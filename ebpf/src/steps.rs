@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::{allows, allows_both};
-use fairlead_common::maps::{ADDRESS_UNKNOWN, EndpointPolicy, FlowKey, NODE_NONE, PendingKey, Side};
+use fairlead_common::maps::{EndpointPolicy, FlowKey, NODE_NONE, PendingKey, Side};
 use fairlead_common::packet::{FamilyOf as _, Parsed};
 use fairlead_common::reason::DropReason;
 use fairlead_common::verdict::{self, Family, Tables};
@@ -158,8 +158,8 @@ macro_rules! steps {
             // SAFETY: as above.
             match unsafe { address.as_ref() } {
                 Some(address) => {
-                    let is_pod = Maps.address(address).kind == ADDRESS_UNKNOWN;
-                    u64::from(Maps.remote(address)) | u64::from(is_pod) << 32
+                    let (node, is_pod) = verdict::whereabouts(&Maps, address);
+                    u64::from(node) | u64::from(is_pod) << 32
                 }
                 None => u64::from(NODE_NONE),
             }

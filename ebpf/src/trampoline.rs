@@ -1,7 +1,8 @@
 //! Trampolines: what is attached to interfaces, pinned once and never changed.
 //!
 //! They read which half of the program array is in force and jump there. An upgrade fills the other
-//! half and turns every hook of the node with one write. An empty place drops.
+//! half and turns every hook of the node with one write. An empty place drops, but for what
+//! leaves the node without a mark, which no version has anything to say of.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use aya_ebpf::macros::{classifier, map, xdp};

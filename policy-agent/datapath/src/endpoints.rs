@@ -185,7 +185,7 @@ impl Datapath {
     /// Finds the network namespaces of pods that came since the last time: no ADD waits for that. Of one that is not found, a
     /// tunnel's packets that are to be segmented go by the overlay device, as all of them did once.
     pub(crate) fn find_namespaces(&mut self) -> Result<(), Error> {
-        for slot in std::mem::take(&mut self.unplaced) {
+        while let Some(slot) = self.unplaced.pop_first() {
             let Some(ifindex) = self.policy.registered(slot).map(|entry| entry.ifindex) else { continue };
             match netns::behind(ifindex) {
                 Ok(Some(number)) => self.policy.set_netns(slot, number)?,

@@ -60,11 +60,10 @@ pub trait Tables<A: Address>: PeerTables<A> + FlowTables<A> {
         self.remote(address)
     }
 
-    /// [`Self::remote`], and whether nothing else is known of the address, so that it is a pod's if it is of a node's pod
-    /// CIDR; as [`Self::remote_apart`].
+    /// [`whereabouts`]; as [`Self::remote_apart`].
     #[inline(always)]
     fn whereabouts(&self, address: &A) -> (u32, bool) {
-        (self.remote(address), self.address(address).kind == ADDRESS_UNKNOWN)
+        whereabouts(self, address)
     }
 
     /// [`resolve_fragment`]; the kernel's side has it as a function of its own, which the verifier
@@ -181,6 +180,12 @@ pub struct Hook {
 #[inline(always)]
 pub fn way_out<A: Address, T: Tables<A>>(tables: &T, node: u32) -> Option<&Exit> {
     tables.exit(node).filter(|exit| exit.ifindex != 0)
+}
+
+/// [`Tables::remote`], and whether nothing else is known of the address, so that it is a pod's if it is of a node's pod CIDR.
+#[inline(always)]
+pub fn whereabouts<A: Address, T: Tables<A>>(tables: &T, address: &A) -> (u32, bool) {
+    (tables.remote(address), tables.address(address).kind == ADDRESS_UNKNOWN)
 }
 
 /// Number of the node that the far pod of a flow is behind: as the flow keeps it, or looked up, and then kept for as long as

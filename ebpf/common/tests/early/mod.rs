@@ -15,7 +15,7 @@ use fairlead_common::verdict::{
 };
 
 use crate::across::{End, REMOTES, STRANGER, UPLINK, address, between, words};
-use crate::host::{Frame, Host, Random, STATE, endpoint, ifindex};
+use crate::host::{Frame, Host, Random, STATE, compared, endpoint, ifindex};
 
 /// A Service's address, behind which there is one of the remote pods, and the node's own.
 const SERVICE: u8 = 7;
@@ -164,13 +164,7 @@ fn compare<A: Family + Address + Eq + Hash + 'static>(v6: bool, seed: u64, steps
 
 #[test]
 fn xdp_ends_nothing_that_would_arrive() {
-    let mut cases = 0;
-    for seed in 1..=12 {
-        for seen in [compare::<u32>(false, seed, 3000), compare::<[u32; 4]>(true, seed, 3000)] {
-            // Some were ended, some arrived, some were translated.
-            assert!(seen.iter().all(|&n| n > 5), "seed {seed}: {seen:?}");
-            cases += 3000;
-        }
-    }
+    // Some were ended, some arrived, some were translated.
+    let cases = compared([compare::<u32>, compare::<[u32; 4]>], 12, 3000, 5);
     println!("cases: {cases}");
 }

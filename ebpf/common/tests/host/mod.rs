@@ -320,6 +320,36 @@ pub(crate) fn leaves<A: Family + Eq + Hash>(host: &Host<A>, n: u8, frame: &[u8])
     to_uplink(host, &STATE, &hook, parsed, &mut p)
 }
 
+/// A comparison by random packets: given whether of IPv6, a seed and the number of steps, how often what is worth seeing was
+/// seen.
+pub(crate) type Comparison<const N: usize> = fn(bool, u64, usize) -> [usize; N];
+
+/// Runs a comparison for IPv4 and the one for IPv6 with this many seeds. All of what is to be seen must be seen more than
+/// `least` times with each. Returns how many steps that were.
+pub(crate) fn compared<const N: usize>(
+    families: [Comparison<N>; 2],
+    seeds: u64,
+    steps: usize,
+    least: usize,
+) -> usize {
+    let mut cases = 0;
+    for seed in 1..=seeds {
+        for (v6, compare) in [false, true].into_iter().zip(families) {
+            let seen = compare(v6, seed, steps);
+            assert!(seen.iter().all(|&n| n > least), "seed {seed}: {seen:?}");
+            cases += steps;
+        }
+    }
+    cases
+}
+
+/// Counts up each of what a step has seen.
+pub(crate) fn count<const N: usize>(seen: &mut [usize; N], step: [bool; N]) {
+    for (count, is_so) in seen.iter_mut().zip(step) {
+        *count += usize::from(is_so);
+    }
+}
+
 /// xorshift64*: small, and the same everywhere.
 pub(crate) struct Random(u64);
 
