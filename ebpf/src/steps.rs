@@ -41,12 +41,14 @@ pub(crate) trait Steps: Family {
     fn remote_apart(address: &Self) -> u32;
     /// [`Tables::whereabouts`].
     fn whereabouts(address: &Self) -> (u32, bool);
-    /// [`flow::record`].
-    fn record(key: &FlowKey<Self>, opening: &Opening) -> bool;
+    /// [`flow::record_answered`].
+    fn record_answered(key: &FlowKey<Self>, opening: &Opening) -> bool;
+    /// [`flow::record_waiting`].
+    fn record_waiting(key: &FlowKey<Self>, opening: &Opening) -> bool;
 }
 
 macro_rules! steps {
-    ($address:ty, $parse:ident, $parse_inside:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $whereabouts:ident, $record:ident) => {
+    ($address:ty, $parse:ident, $parse_inside:ident, $fragment:ident, $judge:ident, $judge_both:ident, $locate:ident, $take_over:ident, $remote:ident, $whereabouts:ident, $record_answered:ident, $record_waiting:ident) => {
         /// 0, or the code of a [`DropReason`].
         #[inline(never)]
         #[unsafe(no_mangle)]
@@ -167,10 +169,20 @@ macro_rules! steps {
 
         #[inline(never)]
         #[unsafe(no_mangle)]
-        extern "C" fn $record(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
+        extern "C" fn $record_answered(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
             // SAFETY: as above.
             match unsafe { (key.as_ref(), opening.as_ref()) } {
-                (Some(key), Some(opening)) => u32::from(flow::record(&Maps, key, opening)),
+                (Some(key), Some(opening)) => u32::from(flow::record_answered(&Maps, key, opening)),
+                _ => 0,
+            }
+        }
+
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $record_waiting(key: *const FlowKey<$address>, opening: *const Opening) -> u32 {
+            // SAFETY: as above.
+            match unsafe { (key.as_ref(), opening.as_ref()) } {
+                (Some(key), Some(opening)) => u32::from(flow::record_waiting(&Maps, key, opening)),
                 _ => 0,
             }
         }
@@ -235,8 +247,13 @@ macro_rules! steps {
             }
 
             #[inline(always)]
-            fn record(key: &FlowKey<Self>, opening: &Opening) -> bool {
-                $record(key, opening) != 0
+            fn record_answered(key: &FlowKey<Self>, opening: &Opening) -> bool {
+                $record_answered(key, opening) != 0
+            }
+
+            #[inline(always)]
+            fn record_waiting(key: &FlowKey<Self>, opening: &Opening) -> bool {
+                $record_waiting(key, opening) != 0
             }
         }
     };
@@ -253,7 +270,8 @@ steps!(
     take_over_ipv4,
     remote_ipv4,
     whereabouts_ipv4,
-    record_ipv4
+    record_answered_ipv4,
+    record_waiting_ipv4
 );
 steps!(
     [u32; 4],
@@ -266,7 +284,8 @@ steps!(
     take_over_ipv6,
     remote_ipv6,
     whereabouts_ipv6,
-    record_ipv6
+    record_answered_ipv6,
+    record_waiting_ipv6
 );
 
 /// In place of a slot and a place: the flow is nowhere.

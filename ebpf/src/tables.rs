@@ -12,7 +12,7 @@ use fairlead_common::maps::{
     AddressInfo, Banked, DropKey, EXITS, Endpoint, EndpointPolicy, EventLimit, EventLosses, Exit,
     FirstFragment, Flow, FlowKey, FragmentKey, LastingFlow, LastingPending, NODE_NONE, PORT_CLASS_ELEMENTS,
     Passed, Pending, PendingKey, PortClasses, PortSet, QUEUED, RowKey, SLOTS, STATE_TAKE_OVER, Side, State,
-    StateEntry,
+    StateEntry, Unanswered,
 };
 use fairlead_common::packet::Parsed;
 use fairlead_common::reason::DropReason;
@@ -24,6 +24,8 @@ use crate::steps::Steps;
 const NO_PREALLOC: u32 = 1;
 /// `BPF_F_MMAPABLE`: the agent writes through shared memory, one word at a time.
 const MMAPABLE: u32 = 1 << 10;
+/// The same: the array's elements begin with a page, so that one of 64 bytes is one line of the processor's cache.
+const BY_PAGE: u32 = MMAPABLE;
 
 /// A value that all CPUs share, written word by word.
 #[repr(transparent)]
@@ -35,7 +37,7 @@ unsafe impl<T> Sync for Shared<T> {}
 
 // Capacities are defaults: the agent sets them when it makes the maps.
 #[map(name = "endpoints")]
-static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(SLOTS, 0);
+static ENDPOINTS: Array<Endpoint> = Array::with_max_entries(SLOTS, BY_PAGE);
 #[map(name = "killed")]
 static KILLED: Array<u32> = Array::with_max_entries(SLOTS, 0);
 #[map(name = "state")]
@@ -69,9 +71,9 @@ static REMOTES6: LpmTrie<[u32; 4], u32> = LpmTrie::with_max_entries(65_536, NO_P
 #[map(name = "queued")]
 static QUEUED_AT: Array<Shared<Cell<u32>>> = Array::with_max_entries(QUEUED, 0);
 #[map(name = "exits4")]
-static EXITS4: Array<Exit> = Array::with_max_entries(EXITS, 0);
+static EXITS4: Array<Exit> = Array::with_max_entries(EXITS, BY_PAGE);
 #[map(name = "exits6")]
-static EXITS6: Array<Exit> = Array::with_max_entries(EXITS, 0);
+static EXITS6: Array<Exit> = Array::with_max_entries(EXITS, BY_PAGE);
 #[map(name = "flows4")]
 static FLOWS4: LruHashMap<FlowKey<u32>, Shared<Flow>> = LruHashMap::with_max_entries(131_072, 0);
 #[map(name = "flows6")]
@@ -81,6 +83,8 @@ static PENDING4: HashMap<PendingKey, Shared<Pending<u32>>> = HashMap::with_max_e
 #[map(name = "pending6")]
 static PENDING6: HashMap<PendingKey, Shared<Pending<[u32; 4]>>> =
     HashMap::with_max_entries(524_288, NO_PREALLOC);
+#[map(name = "unanswered")]
+static UNANSWERED: Array<Shared<Unanswered>> = Array::with_max_entries(SLOTS, 0);
 #[map(name = "fragments4")]
 static FRAGMENTS4: LruHashMap<FragmentKey<u32>, FirstFragment> = LruHashMap::with_max_entries(8192, 0);
 #[map(name = "fragments6")]
@@ -317,6 +321,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn unanswered(&self, slot: u32) -> Option<&Unanswered> {
+                UNANSWERED.get(slot).map(|unanswered| &unanswered.0)
+            }
+
+            #[inline(always)]
             fn takes_over(&self) -> bool {
                 takes_over()
             }
@@ -344,8 +353,13 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn record(&self, key: &FlowKey<$address>, opening: &Opening) -> bool {
-                <$address>::record(key, opening)
+            fn record_answered(&self, key: &FlowKey<$address>, opening: &Opening) -> bool {
+                <$address>::record_answered(key, opening)
+            }
+
+            #[inline(always)]
+            fn record_waiting(&self, key: &FlowKey<$address>, opening: &Opening) -> bool {
+                <$address>::record_waiting(key, opening)
             }
         }
 

@@ -5,8 +5,9 @@ use core::cell::Cell;
 use crate::address::Address;
 use crate::judge::protocol;
 use crate::maps::{
-    EXITS, FLOW_ANSWERED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, LastingFlow, LastingPending,
-    NODE_NONE, PENDING_PLACES, Pending, PendingKey, SLOT_NONE, TOPOLOGY_BITS, TOPOLOGY_FIRST,
+    EXITS, FLOW_ANSWERED, FLOW_COUNTED, FLOW_FIN, FLOW_OPENED_HIGH, FLOW_RST, Flow, FlowKey, LastingFlow,
+    LastingPending, NODE_NONE, PENDING_PLACES, Pending, PendingKey, SLOT_NONE, TOPOLOGY_BITS, TOPOLOGY_FIRST,
+    UNANSWERED_AT_ONCE, Unanswered,
 };
 use crate::packet::tcp;
 
@@ -56,6 +57,8 @@ pub trait FlowTables<A: Address>: Sized {
     fn insert_pending(&self, key: &PendingKey, pending: &Pending<A>) -> bool;
     /// Empties a place.
     fn remove_pending(&self, key: &PendingKey);
+    /// Map `unanswered`.
+    fn unanswered(&self, slot: u32) -> Option<&Unanswered>;
 
     /// Whether flows of an agent with another layout are still being taken over.
     fn takes_over(&self) -> bool;
@@ -76,10 +79,16 @@ pub trait FlowTables<A: Address>: Sized {
         locate(self, key, slots, now)
     }
 
-    /// [`record`]; as [`Self::locate`].
+    /// [`record_answered`]; as [`Self::locate`].
     #[inline(always)]
-    fn record(&self, key: &FlowKey<A>, opening: &Opening) -> bool {
-        record(self, key, opening)
+    fn record_answered(&self, key: &FlowKey<A>, opening: &Opening) -> bool {
+        record_answered(self, key, opening)
+    }
+
+    /// [`record_waiting`]; as [`Self::locate`].
+    #[inline(always)]
+    fn record_waiting(&self, key: &FlowKey<A>, opening: &Opening) -> bool {
+        record_waiting(self, key, opening)
     }
 }
 
@@ -164,6 +173,35 @@ impl From<LastingFlow> for Flow {
     }
 }
 
+impl Unanswered {
+    /// Counts a flow, if there may be another one.
+    ///
+    /// What is never answered, or forgotten before, is not counted down: so the count begins anew once all that was counted
+    /// before has died. CPUs that count at once may lose one of each other's now and then, up or down: no bound is worth a locked
+    /// instruction for each flow.
+    #[inline(always)]
+    fn admit(&self, now: u32) -> bool {
+        if now.wrapping_sub(self.since.get()) > lifetime::UNANSWERED {
+            self.since.set(now);
+            self.count.set(0);
+        }
+        let admitted = self.count.get() < UNANSWERED_AT_ONCE;
+        if admitted {
+            self.count.set(self.count.get() + 1);
+        }
+        admitted
+    }
+
+    /// Counts one down that was answered.
+    #[inline(always)]
+    fn answered(&self) {
+        // It may have been counted before the count began anew.
+        if self.count.get() > 0 {
+            self.count.set(self.count.get() - 1);
+        }
+    }
+}
+
 impl Flow {
     /// Slot of the endpoint at an end.
     #[inline(always)]
@@ -175,6 +213,29 @@ impl Flow {
     #[inline(always)]
     pub fn opener(&self) -> usize {
         (self.flags.get() & FLOW_OPENED_HIGH) as usize
+    }
+
+    /// Slot of the endpoint that a flow is counted with while nobody has answered it: the local opener's, or the receiver's
+    /// where the opener is not local.
+    #[inline(always)]
+    fn charged(&self) -> u32 {
+        let opener = self.opener();
+        self.slot(if self.endpoint[opener].get() != 0 { opener } else { 1 - opener })
+    }
+
+    /// Becomes another flow of the same key, which is far less work than to put one in its place. Whoever reads a part of the
+    /// one and a part of the other reads a flow that the rules have allowed.
+    #[inline(always)]
+    fn begin(&self, opening: &Opening) {
+        let flow = opening.flow(self.flags.get() & FLOW_COUNTED);
+        let LastingFlow { endpoint: [e0, e1], judged: [j0, j1], seen, slots, flags } = flow;
+        self.flags.set(flags);
+        self.slots.set(slots);
+        self.judged[0].set(j0);
+        self.judged[1].set(j1);
+        self.endpoint[0].set(e0);
+        self.endpoint[1].set(e1);
+        self.seen.set(seen);
     }
 
     /// Whether a flag is set.
@@ -237,16 +298,7 @@ impl Flow {
     #[inline(always)]
     pub fn note(&self, now: u32, tcp_flags: u8, reply: bool) {
         let old = self.flags.get();
-        let mut flags = old;
-        if reply {
-            flags |= FLOW_ANSWERED;
-        }
-        if tcp_flags & tcp::FIN != 0 {
-            flags |= FLOW_FIN;
-        }
-        if tcp_flags & tcp::RST != 0 {
-            flags |= FLOW_RST;
-        }
+        let flags = old | noted(tcp_flags, reply);
         if flags != old {
             self.flags.set(flags);
         }
@@ -254,6 +306,19 @@ impl Flow {
             self.seen.set(now);
         }
     }
+}
+
+/// Flags of a flow that a packet of it sets.
+#[inline(always)]
+fn noted(tcp_flags: u8, reply: bool) -> u32 {
+    let mut flags = if reply { FLOW_ANSWERED } else { 0 };
+    if tcp_flags & tcp::FIN != 0 {
+        flags |= FLOW_FIN;
+    }
+    if tcp_flags & tcp::RST != 0 {
+        flags |= FLOW_RST;
+    }
+    flags
 }
 
 /// Where a flow lies that is among the answered ones.
@@ -394,6 +459,34 @@ pub struct Opening {
     pub now: u32,
 }
 
+impl Opening {
+    /// See [`Flow::charged`].
+    #[inline(always)]
+    fn charged(&self) -> u32 {
+        let (own, other) = if self.opener == self.source {
+            (self.sender, self.receiver)
+        } else {
+            (self.receiver, self.sender)
+        };
+        if own.1 != 0 { own.0 } else { other.0 }
+    }
+
+    /// The flow, with more flags.
+    #[inline(always)]
+    fn flow(&self, flags: u32) -> LastingFlow {
+        let end = |end: usize| if end == self.source { self.sender } else { self.receiver };
+        let (low, high) = (end(0), end(1));
+        let opened = if self.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
+        LastingFlow {
+            endpoint: [low.1, high.1],
+            judged: [self.generation; 2],
+            seen: self.now,
+            slots: low.0 & 0xffff | high.0 << 16,
+            flags: self.flags | opened | noted(self.tcp_flags, self.opener != self.source) | flags,
+        }
+    }
+}
+
 /// How long the flow that lies in a place has been silent, in ticks; `None` where the place is free for `key`: nothing lies
 /// there, or what is dead or the flow itself.
 #[inline(always)]
@@ -442,39 +535,56 @@ fn free_place<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, slot: 
     place
 }
 
-/// Records a flow that nobody has answered yet in one of its endpoint's places. `false` where there was
-/// no memory.
+/// Records a flow that nobody has answered yet: among the answered ones where that may be, else in one of its endpoint's
+/// places. `false` where there was no memory.
 #[inline(always)]
 pub fn record<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, opening: &Opening) -> bool {
-    let now = opening.now;
-    // First, so that what it needs of BPF's stack is free again for the value.
-    let place = free_place(tables, key, opening.owner, now);
-    // What the table of answered flows still says of an older flow of this key must not answer for it.
-    if tables.flow(key).is_some() {
-        tables.remove_flow(key);
-    }
-    let opened = if opening.opener == 1 { FLOW_OPENED_HIGH } else { 0 };
-    let end = |end: usize| if end == opening.source { opening.sender } else { opening.receiver };
-    let (low, high) = (end(0), end(1));
-    let flow = LastingFlow {
-        endpoint: [low.1, high.1],
-        judged: [opening.generation; 2],
-        seen: now,
-        slots: low.0 & 0xffff | high.0 << 16,
-        flags: opening.flags | opened,
-    };
-    let pending = Pending { key: *key, flow: flow.into() };
-    pending.flow.note(now, opening.tcp_flags, opening.opener != opening.source);
-    tables.insert_pending(&place, &pending)
+    tables.record_answered(key, opening) || tables.record_waiting(key, opening)
 }
 
-/// Moves a flow that was answered out of its endpoint's places.
+/// Records a flow among the answered ones, where an older one of its key lies there already or it is one of few of its
+/// endpoint that nobody has answered.
 #[inline(always)]
-pub fn promote<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>) -> bool {
-    if known.place.slot == SLOT_NONE {
+pub fn record_answered<A: Address, T: FlowTables<A>>(
+    tables: &T,
+    key: &FlowKey<A>,
+    opening: &Opening,
+) -> bool {
+    // What is said there of an older flow must not answer for this one.
+    if let Some(there) = tables.flow(key) {
+        there.begin(opening);
         return true;
     }
-    let moved = tables.insert_flow(key, known.flow);
+    match tables.unanswered(opening.charged()) {
+        Some(unanswered) if unanswered.admit(opening.now) => {
+            tables.insert_flow(key, &opening.flow(FLOW_COUNTED).into())
+        }
+        _ => false,
+    }
+}
+
+/// Records a flow in one of its endpoint's places.
+#[inline(always)]
+pub fn record_waiting<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, opening: &Opening) -> bool {
+    // First, so that what it needs of BPF's stack is free again for the value.
+    let place = free_place(tables, key, opening.owner, opening.now);
+    tables.insert_pending(&place, &Pending { key: *key, flow: opening.flow(0).into() })
+}
+
+/// Moves a flow that was answered out of its endpoint's places, or no longer counts it.
+#[inline(always)]
+pub fn promote<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>) -> bool {
+    let flow = known.flow;
+    if known.place.slot == SLOT_NONE {
+        if flow.has(FLOW_COUNTED) {
+            flow.flags.set(flow.flags.get() & !FLOW_COUNTED);
+            if let Some(unanswered) = tables.unanswered(flow.charged()) {
+                unanswered.answered();
+            }
+        }
+        return true;
+    }
+    let moved = tables.insert_flow(key, flow);
     if moved {
         tables.remove_pending(&known.place);
     }

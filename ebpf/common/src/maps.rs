@@ -297,6 +297,9 @@ impl EndpointPolicy {
 pub const ENDPOINT_ADDRESSES: usize = 4;
 
 /// Value of map `endpoints`, an array of [`SLOTS`].
+///
+/// What each packet asks for stands in the first 64 bytes, the first address of each family with it, and the size is a
+/// multiple of 64: in an array that begins with a page it is one line of the processor's cache.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -308,17 +311,19 @@ pub struct Endpoint {
     pub flags: u32,
     /// MTU of the pod's interface in bytes.
     pub mtu: u32,
-    /// Rules, by bank.
-    pub policy: [EndpointPolicy; BANKS],
     /// MAC addresses of the pod's interface, then of the host's, which is the pod's gateway: the first words of a
     /// frame to the pod. See [`mac_words`].
     pub macs: [u32; 3],
     /// IPv4 addresses, 0 where unused.
     pub ipv4: [u32; ENDPOINT_ADDRESSES],
-    /// IPv6 addresses, 0 where unused.
-    pub ipv6: [[u32; 4]; ENDPOINT_ADDRESSES],
     /// Number by which the host's network namespace knows the pod's, plus 1; 0 where that is not known.
     pub netns: u32,
+    /// IPv6 addresses, 0 where unused.
+    pub ipv6: [[u32; 4]; ENDPOINT_ADDRESSES],
+    /// Rules, by bank.
+    pub policy: [EndpointPolicy; BANKS],
+    /// Zeroes.
+    pub reserved: [u32; 4],
 }
 
 /// Two MAC addresses as they lie at the start of a frame.
@@ -413,6 +418,8 @@ pub struct Exit {
     pub hop: NextHop,
     /// In place of an overlay device's work.
     pub tunnel: Tunnel,
+    /// Zeroes: it fills a line of the processor's cache, as [`Endpoint`].
+    pub reserved: [u32; 2],
 }
 
 /// A tunnel over IPv4 whose header a program puts on, see [`vxlan`](crate::vxlan).
@@ -544,9 +551,26 @@ pub const FLOW_EXEMPT: u32 = 64;
 /// [`Flow::flags`]: seen as it left the host's stack, where a translation may have made this tuple of
 /// another: a pre-NAT entry may let its answers in.
 pub const FLOW_AFTER_NAT: u32 = 128;
+/// [`Flow::flags`]: one of [`Unanswered`].
+pub const FLOW_COUNTED: u32 = 256;
 
-/// Key of maps `pending4` and `pending6`, hashes: flows that nobody has answered, a fixed number of
-/// places for each endpoint, so that a flood from one pod evicts only its own.
+/// Value of map `unanswered`, an array of [`SLOTS`]: an endpoint's flows that lie among the answered ones though nobody has
+/// answered them. See docs/decisions/0035.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Unanswered {
+    /// How many there are of them.
+    pub count: Cell<u32>,
+    /// Since when they are counted, in ticks of 2^30 ns.
+    pub since: Cell<u32>,
+}
+
+/// How many flows of an endpoint lie among the answered ones that nobody has answered; and as many again that are older
+/// than [`crate::flow::lifetime::UNANSWERED`].
+pub const UNANSWERED_AT_ONCE: u32 = 64;
+
+/// Key of maps `pending4` and `pending6`, hashes: flows that nobody has answered beyond [`UNANSWERED_AT_ONCE`], a fixed
+/// number of places for each endpoint, so that a flood from one pod evicts only its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PendingKey {
@@ -705,12 +729,10 @@ mod tests {
     fn layouts_are_pinned() {
         assert_eq!((size_of::<State>(), size_of::<StateEntry>()), (24, 28));
         assert_eq!(EXITS << TOPOLOGY_BITS, 0, "a node's number and these bits fill a word");
-        assert_eq!((size_of::<Exit>(), size_of::<NextHop>(), size_of::<Tunnel>()), (56, 20, 28));
+        assert_eq!((size_of::<Exit>(), size_of::<NextHop>(), size_of::<Tunnel>()), (64, 20, 28));
         assert_eq!(size_of::<PortSet>(), 128);
         assert_eq!(size_of::<EndpointPolicy>(), 16);
-        assert_eq!(size_of::<Endpoint>(), 176);
-        assert_eq!(core::mem::offset_of!(Endpoint, policy), 16);
-        assert_eq!(core::mem::offset_of!(Endpoint, ipv4), 92);
+        assert_eq!((size_of::<Endpoint>(), core::mem::offset_of!(Endpoint, ipv6)), (192, 48));
         assert_eq!(size_of::<RowKey>(), 8);
         assert_eq!(size_of::<Cidr6>(), 20);
         assert_eq!(size_of::<FlowKey<u32>>(), 16);

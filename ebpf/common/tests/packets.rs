@@ -10,6 +10,7 @@ mod early;
 mod host;
 mod inside;
 mod kept;
+mod unanswered;
 mod waiting;
 
 use std::hash::Hash;

@@ -131,6 +131,7 @@ impl Datapath {
             ipv4: [0; ENDPOINT_ADDRESSES],
             ipv6: [[0; 4]; ENDPOINT_ADDRESSES],
             netns: 0,
+            reserved: [0; 4],
         };
         let (mut v4, mut v6) = (0, 0);
         for address in &identity.addresses {

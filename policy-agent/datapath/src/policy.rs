@@ -342,6 +342,7 @@ pub(crate) const EMPTY: Endpoint = Endpoint {
     ipv4: [0; 4],
     ipv6: [[0; 4]; 4],
     netns: 0,
+    reserved: [0; 4],
 };
 
 fn change<K>(key: K, value: Option<u32>) -> Change<K> {

@@ -1,6 +1,6 @@
 //! What reaches the node from others, by its uplink or out of the overlay.
 
-use crate::flow::{Known, Opening, answered, promote, waiting};
+use crate::flow::{Known, Opening, answered, promote, record, waiting};
 use crate::judge::protocol;
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_UNKNOWN, AddressInfo, ENDPOINT_FAST_PATH, FLOW_AFTER_NAT,
@@ -236,5 +236,5 @@ fn new_to_pod<A: Family, P: Packet, T: Tables<A>>(
         receiver: (slot, target.generation),
         now,
     };
-    if tables.record(key, &opening) { Verdict::Redirect { slot } } else { pass }
+    if record(tables, key, &opening) { Verdict::Redirect { slot } } else { pass }
 }

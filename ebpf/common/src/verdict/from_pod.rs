@@ -111,12 +111,6 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             } else {
                 return Verdict::egress(DropReason::EgressDenied, ifindex);
             };
-            // Both may have opened the same flow, at once or one after the other: the last one did.
-            if p.is_bare_syn()
-                && let Some(older) = tables.locate(&key, [slot, SLOT_NONE], now)
-            {
-                tables.remove_pending(&older);
-            }
             let direct = flags & FLOW_DIRECT != 0 && leaves_whole(packet, p, endpoint, target.mtu);
             opening.owner = if opener == source { me } else { slot };
             opening.opener = opener;
@@ -165,7 +159,15 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
             verdict
         }
     };
-    tables.record(&key, &opening);
+    if !tables.record_answered(&key, &opening) {
+        // Both may have opened the same flow, at once or one after the other: the last one did.
+        if p.is_bare_syn()
+            && let Some(older) = tables.locate(&key, [opening.receiver.0, SLOT_NONE], now)
+        {
+            tables.remove_pending(&older);
+        }
+        tables.record_waiting(&key, &opening);
+    }
     verdict
 }
 

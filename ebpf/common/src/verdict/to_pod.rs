@@ -1,6 +1,6 @@
 //! What the host's stack delivers to a pod: tc egress of its host interface.
 
-use crate::flow::{Known, Opening, answered, promote, waiting};
+use crate::flow::{Known, Opening, answered, promote, record, waiting};
 use crate::maps::{
     Endpoint, FLOW_AFTER_NAT, FLOW_BEFORE_NAT, FLOW_EXEMPT, FlowKey, SLOT_NONE, SLOT_SETTLED, State, slot_of,
 };
@@ -118,7 +118,7 @@ pub fn to_pod<A: Family, T: Tables<A>>(
         }
         opening.opener = opener;
     }
-    tables.record(&key, &opening);
+    record(tables, &key, &opening);
     pass
 }
 

@@ -1,6 +1,6 @@
 //! What reaches and leaves the node by its uplink.
 
-use crate::flow::{Opening, find};
+use crate::flow::{Opening, find, record};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, ADDRESS_SERVICE, AddressInfo, FLOW_AFTER_NAT, FLOW_BEFORE_NAT, FlowKey,
     SLOT_NONE, SLOT_SETTLED, State,
@@ -75,7 +75,7 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
         receiver: (SLOT_NONE, 0),
         now,
     };
-    tables.record(&key, &opening);
+    record(tables, &key, &opening);
     pass
 }
 

@@ -10,7 +10,7 @@ use fairlead_common::judge::{PeerTables, PolicyTables};
 use fairlead_common::maps::{
     AddressInfo, BANKS, Banked, Endpoint, EndpointPolicy, Exit, FirstFragment, Flow, FlowKey, FragmentKey,
     LastingFlow, LastingPending, NODE_NONE, Pending, PendingKey, PortClasses, PortSet, RowKey, SLOT_SETTLED,
-    State, mac_words, slot_of,
+    State, Unanswered, mac_words, slot_of,
 };
 use fairlead_common::packet::{Kind, Packet, Parsed};
 use fairlead_common::reason::DropReason;
@@ -86,6 +86,8 @@ pub(crate) struct Host<A: 'static> {
     pub exit: Exit,
     flows: Map<FlowKey<A>, Flow>,
     pending: Map<PendingKey, Pending<A>>,
+    /// One for all endpoints.
+    pub unanswered: Unanswered,
     fragments: Map<FragmentKey<A>, FirstFragment>,
     pub now: Cell<u32>,
     /// 0: flows keep nothing.
@@ -103,6 +105,7 @@ impl<A: Address + Eq + Hash> Host<A> {
             exit: Exit::default(),
             flows: Map::new(),
             pending: Map::new(),
+            unanswered: Unanswered::default(),
             fragments: Map::new(),
             now: Cell::new(1000),
             topology: 0,
@@ -112,7 +115,12 @@ impl<A: Address + Eq + Hash> Host<A> {
 
     /// Entries of flows, answered or not.
     pub(crate) fn flow_count(&self) -> usize {
-        self.flows.0.borrow().len() + self.pending.0.borrow().len()
+        self.flow_counts().iter().sum()
+    }
+
+    /// Flows among the answered ones, and in places.
+    pub(crate) fn flow_counts(&self) -> [usize; 2] {
+        [self.flows.0.borrow().len(), self.pending.0.borrow().len()]
     }
 
     /// Forgets all flows that bear one of these flags, as if there had been no room.
@@ -185,6 +193,10 @@ impl<A: Address + Eq + Hash> FlowTables<A> for Host<A> {
 
     fn remove_pending(&self, key: &PendingKey) {
         self.pending.remove(key);
+    }
+
+    fn unanswered(&self, _: u32) -> Option<&Unanswered> {
+        Some(&self.unanswered)
     }
 
     fn takes_over(&self) -> bool {
@@ -264,6 +276,7 @@ pub(crate) fn endpoint(n: u8, policy: EndpointPolicy) -> Endpoint {
         ipv4: [word([10, 1, 0, n]), 0, 0, 0],
         ipv6: [[word([0xfd, 0, 0, 1]), 0, 0, word([0, 0, 0, n])], [0; 4], [0; 4], [0; 4]],
         netns: 0,
+        reserved: [0; 4],
     }
 }
 

@@ -1,6 +1,6 @@
 //! Flows that nobody has answered yet, in the places of their endpoint.
 
-use fairlead_common::flow::{FlowTables as _, Opening, locate, record};
+use fairlead_common::flow::{FlowTables as _, Opening, locate, record_waiting};
 use fairlead_common::judge::protocol::UDP;
 use fairlead_common::maps::{FlowKey, PENDING_PLACES, SLOT_NONE};
 
@@ -24,7 +24,7 @@ fn open(host: &Host<u32>, key: &FlowKey<u32>) {
         receiver: (SLOT_NONE, 0),
         now: host.now(),
     };
-    assert!(record(host, key, &opening));
+    assert!(record_waiting(host, key, &opening));
 }
 
 fn waits(host: &Host<u32>, key: &FlowKey<u32>) -> bool {

@@ -6,7 +6,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use fairlead_common::maps::{DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, Side, names, slot_of};
+use fairlead_common::maps::{
+    DEFAULT_MARK_MASK, EndpointPolicy, SLOT_SETTLED, Side, UNANSWERED_AT_ONCE, names, slot_of,
+};
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{
     Build, Capacities, Counters, Datapath, Early, Identity, Options, Overlay, TestRun, test_run, test_run_xdp,
@@ -19,6 +21,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+use crate::packets::udp_from;
 
 /// `TC_ACT_UNSPEC`: goes on.
 pub(crate) const PASS: i32 = -1;
@@ -40,6 +44,17 @@ pub(crate) fn nodes(there: &[Node], gone: &[&str]) -> NodeChanges {
 /// Runs a test as root in its own namespaces. Without root it fails where
 /// `FAIRLEAD_REQUIRE_PRIVILEGED=1`, else it says so and does nothing.
 pub(crate) fn in_lab(test: impl FnOnce(&mut Lab)) {
+    in_lab_where(false, test);
+}
+
+/// As [`in_lab`], twice: the second time each pod has as many flows that nobody answers as may lie among the answered ones,
+/// so that all others wait in the pod's places.
+pub(crate) fn in_both_labs(test: impl Fn(&mut Lab)) {
+    in_lab_where(false, &test);
+    in_lab_where(true, test);
+}
+
+fn in_lab_where(crowded: bool, test: impl FnOnce(&mut Lab)) {
     // SAFETY: no memory is involved.
     if unsafe { libc::geteuid() } != 0 {
         assert_ne!(
@@ -56,7 +71,7 @@ pub(crate) fn in_lab(test: impl FnOnce(&mut Lab)) {
     let folder = tempfile::tempdir().unwrap();
     mount(None, "/", None, libc::MS_REC | libc::MS_PRIVATE);
     mount(Some("bpf"), folder.path().to_str().unwrap(), Some("bpf"), 0);
-    let mut lab = Lab::open(folder);
+    let mut lab = Lab::open(folder, crowded);
     lab.datapath.activate().unwrap();
     test(&mut lab);
     // Lazily: the maps are still open. The folder itself goes with the lab.
@@ -84,6 +99,8 @@ pub(crate) struct Lab {
     programs: BTreeMap<&'static str, OwnedFd>,
     serial: u64,
     folder: tempfile::TempDir,
+    /// See [`in_both_labs`].
+    pub(crate) crowded: bool,
 }
 
 /// A pod of the lab.
@@ -117,13 +134,13 @@ pub(crate) fn elsewhere() -> u32 {
 }
 
 impl Lab {
-    fn open(folder: tempfile::TempDir) -> Self {
+    fn open(folder: tempfile::TempDir, crowded: bool) -> Self {
         let datapath = Datapath::open(&options(&folder)).unwrap();
         let programs = ["from_pod", "to_pod", "from_uplink", "to_uplink"]
             .into_iter()
             .map(|name| (name, datapath.program(name).unwrap()))
             .collect();
-        Self { datapath, programs, serial: 0, folder }
+        Self { datapath, programs, serial: 0, folder, crowded }
     }
 
     /// The next agent: a new datapath on the same pins, not in force yet.
@@ -211,6 +228,12 @@ impl Lab {
         let pod = self.locked_pod(n);
         self.apply(Delta { endpoints: vec![(pod.slot(), Some(EndpointPolicy::OPEN))], ..Delta::default() });
         self.datapath.unlock(pod.slot()).unwrap();
+        if self.crowded {
+            let nobody = Ipv4Addr::new(192, 0, 2, 1).into();
+            for port in 0..UNANSWERED_AT_ONCE as u16 {
+                assert_eq!(self.send(&pod, &udp_from(&pod, nobody, 1 + port, 9)).result, PASS);
+            }
+        }
         pod
     }
 
