@@ -1,5 +1,6 @@
 //! A socket buffer as the parser and the verdict see it.
 
+use core::hint::cold_path;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::__sk_buff;
@@ -96,6 +97,7 @@ impl Skb {
         let field = self.field();
         let present = field.data_end.wrapping_sub(field.data);
         if present < headers && present < field.len {
+            cold_path();
             let wanted = if field.len < headers { field.len } else { headers };
             // SAFETY: the context is valid; the packet's addresses are read again afterwards. Failed,
             // the packet is as it was, and what cannot be read is dropped as malformed.

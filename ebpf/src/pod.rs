@@ -1,5 +1,6 @@
 //! The hooks of a pod's host interface.
 
+use core::hint::cold_path;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -91,6 +92,7 @@ where
         return drop_here(skb, state, reason, DIRECTION_EGRESS);
     }
     if p.kind == Kind::IcmpError {
+        cold_path();
         return ICMP_ERROR;
     }
     let verdict = verdict::from_pod(&Maps, state, skb, &hook, endpoint, p);
@@ -191,6 +193,7 @@ where
         return drop_here(skb, state, reason, DIRECTION_INGRESS);
     }
     if p.kind == Kind::IcmpError {
+        cold_path();
         return ICMP_ERROR;
     }
     let verdict = verdict::to_pod(&Maps, state, &hook, endpoint, p);

@@ -4,6 +4,8 @@
 //!
 //! They take and return numbers and pointers to plain memory only: no global function knows more.
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::__sk_buff;
 use fairlead_common::flow::{self, Opening};
 use fairlead_common::judge::{allows, allows_both};
@@ -317,5 +319,9 @@ fn code(result: Result<(), DropReason>) -> u32 {
 
 #[inline(always)]
 fn result(code: u32) -> Result<(), DropReason> {
-    if code == 0 { Ok(()) } else { Err(DropReason::from_code(code as u16).unwrap_or(DropReason::Internal)) }
+    if code == 0 {
+        return Ok(());
+    }
+    cold_path();
+    Err(DropReason::from_code(code as u16).unwrap_or(DropReason::Internal))
 }

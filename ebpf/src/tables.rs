@@ -1,6 +1,7 @@
 //! The maps, and how the verdict looks into them.
 
 use core::cell::Cell;
+use core::hint::cold_path;
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
@@ -427,7 +428,12 @@ macro_rules! family {
             #[inline(always)]
             fn resolve_fragment(&self, ifindex: u32, p: &mut Parsed<$address>) -> Result<(), DropReason> {
                 // Most packets are none: a call less.
-                if p.fragment { <$address>::resolve_fragment(ifindex, p) } else { Ok(()) }
+                if p.fragment {
+                    cold_path();
+                    <$address>::resolve_fragment(ifindex, p)
+                } else {
+                    Ok(())
+                }
             }
         }
     };

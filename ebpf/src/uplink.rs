@@ -1,5 +1,6 @@
 //! The hooks of the uplink.
 
+use core::hint::cold_path;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -100,23 +101,24 @@ where
     let mut place = MaybeUninit::uninit();
     let p = blank(&mut place);
     let parsed = A::parse(skb, p);
-    if parsed.is_ok() && p.kind != Kind::IcmpError {
-        let verdict = verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), arrival, p);
+    if parsed.is_err() || p.kind == Kind::IcmpError {
+        cold_path();
+        let mut verdict = Verdict::Pass { slot: SLOT_SETTLED };
+        if let Arrival::Uplink { ifindex } = arrival {
+            // Also of what cannot be parsed.
+            let Some(source) = A::source(skb) else {
+                return drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS);
+            };
+            p.source = source;
+            verdict = verdict::from_uplink(&Maps, ifindex, &source);
+        }
+        if parsed.is_ok() && matches!(verdict, Verdict::Pass { .. }) {
+            return ICMP_ERROR;
+        }
+        // Of what cannot be parsed, whoever it is for looks at it again.
         return act(skb, state, verdict, p, Counted::No);
     }
-    let mut verdict = Verdict::Pass { slot: SLOT_SETTLED };
-    if let Arrival::Uplink { ifindex } = arrival {
-        // Also of what cannot be parsed.
-        let Some(source) = A::source(skb) else {
-            return drop_here(skb, state, DropReason::Malformed, DIRECTION_INGRESS);
-        };
-        p.source = source;
-        verdict = verdict::from_uplink(&Maps, ifindex, &source);
-    }
-    if parsed.is_ok() && matches!(verdict, Verdict::Pass { .. }) {
-        return ICMP_ERROR;
-    }
-    // Of what cannot be parsed, whoever it is for looks at it again.
+    let verdict = verdict::from_fabric(&Maps, state, skb, skb.for_this_host(), arrival, p);
     act(skb, state, verdict, p, Counted::No)
 }
 

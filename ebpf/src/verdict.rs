@@ -1,5 +1,7 @@
 //! What a verdict does to the packet: marks, redirects, counts, events.
 
+use core::hint::cold_path;
+
 use aya_ebpf::bindings::{BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect_neigh, bpf_redirect_peer};
 use fairlead_common::address::Address;
@@ -28,6 +30,7 @@ pub(crate) enum Counted {
 /// A drop before there is anything to report but the frame.
 #[inline(always)]
 pub(crate) fn drop_here(skb: &Skb, state: &State, reason: DropReason, direction: u16) -> i32 {
+    cold_path();
     let dropped = Dropped { reason, ifindex: skb.ifindex(), direction };
     report::<u32>(skb.ether_type(), state, &dropped, None);
     TC_ACT_SHOT
@@ -53,6 +56,7 @@ where
         Verdict::Redirect { slot } => redirect(skb, state, slot, p, counted),
         Verdict::Forward { node } => forward(skb, state, node, p, counted),
         Verdict::Drop(dropped) => {
+            cold_path();
             report(skb.ether_type(), state, &dropped, Some(p));
             TC_ACT_SHOT
         }
@@ -81,6 +85,7 @@ where
     // A frame that was not for the host's interface is not the stack's to forward, nor ours.
     let target = if skb.for_this_host() { Tables::<A>::endpoint(&Maps, slot) } else { None };
     let Some(target) = target else {
+        cold_path();
         // Out of a pod, it owes a verdict; from elsewhere, it is judged where the stack delivers it.
         let slot = if matches!(counted, Counted::Here(_)) { slot_of(skb.ifindex()) } else { SLOT_SETTLED };
         pass(skb, state, slot, counted);
@@ -108,6 +113,7 @@ where
 {
     let exit = if skb.for_this_host() { way_out::<A, _>(&Maps, node) } else { None };
     let Some(exit) = exit else {
+        cold_path();
         pass(skb, state, slot_of(skb.ifindex()), counted);
         return TC_ACT_UNSPEC;
     };

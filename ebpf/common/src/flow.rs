@@ -1,6 +1,7 @@
 //! Conntrack: the flows of local endpoints.
 
 use core::cell::Cell;
+use core::hint::cold_path;
 
 use crate::address::Address;
 use crate::judge::protocol;
@@ -300,9 +301,11 @@ impl Flow {
         let old = self.flags.get();
         let flags = old | noted(tcp_flags, reply);
         if flags != old {
+            cold_path();
             self.flags.set(flags);
         }
         if self.seen.get() != now {
+            cold_path();
             self.seen.set(now);
         }
     }
@@ -353,8 +356,13 @@ pub fn answered<'a, A: Address + 'a, T: FlowTables<A>>(
     key: &FlowKey<A>,
     now: u32,
 ) -> Option<Known<'a>> {
-    let flow = tables.flow(key)?;
-    if flow.alive(key.protocol, now) { Some(Known { flow, place: ANSWERED }) } else { None }
+    match tables.flow(key) {
+        Some(flow) if flow.alive(key.protocol, now) => Some(Known { flow, place: ANSWERED }),
+        _ => {
+            cold_path();
+            None
+        }
+    }
 }
 
 /// Looks a flow up that is not [`answered`]: among the pending ones of two endpoints.
@@ -577,6 +585,7 @@ pub fn promote<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known
     let flow = known.flow;
     if known.place.slot == SLOT_NONE {
         if flow.has(FLOW_COUNTED) {
+            cold_path();
             flow.flags.set(flow.flags.get() & !FLOW_COUNTED);
             if let Some(unanswered) = tables.unanswered(flow.charged()) {
                 unanswered.answered();
@@ -584,6 +593,7 @@ pub fn promote<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known
         }
         return true;
     }
+    cold_path();
     let moved = tables.insert_flow(key, flow);
     if moved {
         tables.remove_pending(&known.place);

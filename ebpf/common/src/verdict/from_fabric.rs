@@ -1,5 +1,7 @@
 //! What reaches the node from others, by its uplink or out of the overlay.
 
+use core::hint::cold_path;
+
 use crate::flow::{Known, Opening, answered, promote, record, waiting};
 use crate::judge::protocol;
 use crate::maps::{
@@ -51,7 +53,12 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     let now = tables.now();
     let (key, source) = FlowKey::of(&p.source, &p.destination, p.source_port, p.destination_port, p.protocol);
     let opens = p.is_bare_syn();
-    let mut known = if opens || p.kind != Kind::Flow { None } else { answered(tables, &key, now) };
+    let mut known = if opens || p.kind != Kind::Flow {
+        cold_path();
+        None
+    } else {
+        answered(tables, &key, now)
+    };
     // A straight flow that keeps its far pod's node says all that would be looked up of the two addresses.
     let (mut node, mut slot) = (NODE_NONE, SLOT_NONE);
     if let Some(Known { flow, .. }) = known
@@ -68,6 +75,7 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     let to = if node != NODE_NONE && (sender == NODE_NONE || sender == node) {
         AddressInfo { kind: ADDRESS_ENDPOINT, slot }
     } else {
+        cold_path();
         match arrival {
             Arrival::Uplink { ifindex } => {
                 if let dropped @ Verdict::Drop(_) = from_uplink(tables, ifindex, &p.source) {
@@ -83,9 +91,11 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
     let waits = waits_with(to);
     // A tunnel's packet: what is inside of it comes by again.
     if to.kind == ADDRESS_OWN && is_for_overlay(state, p) {
+        cold_path();
         return pass;
     }
     if waits == SLOT_NONE || p.kind != Kind::Flow {
+        cold_path();
         return pass;
     }
     // The stack puts fragments together, in whatever order they come.
@@ -94,17 +104,18 @@ pub fn from_fabric<A: Family, P: Packet, T: Tables<A>>(
         && to.kind == ADDRESS_ENDPOINT
         && !p.first_fragment;
     if !opens && known.is_none() {
+        cold_path();
         known = waiting(tables, &key, [waits, SLOT_NONE], now);
     }
     if let Some(known) = known {
-        return if known.flow.has(FLOW_AFTER_NAT) {
-            answer(tables, state, p, &key, source, &known, now)
-        } else if straight && known.flow.has(FLOW_DIRECT) {
-            known_to_pod(tables, state, packet, to.slot, p, &key, source, &known, now)
-        } else {
-            pass
-        };
+        let after_nat = known.flow.has(FLOW_AFTER_NAT);
+        if straight && !after_nat && known.flow.has(FLOW_DIRECT) {
+            return known_to_pod(tables, state, packet, to.slot, node, p, &key, source, &known, now);
+        }
+        cold_path();
+        return if after_nat { answer(tables, state, p, &key, source, &known, now) } else { pass };
     }
+    cold_path();
     // Of TCP only what opens a connection: the rest may be of one that the stack translates, or has seen already.
     if straight && (opens || p.protocol != protocol::TCP) {
         return new_to_pod(tables, state, packet, to.slot, sender, p, &key, source, now);
@@ -149,7 +160,8 @@ fn answer<A: Family, T: Tables<A>>(
     pass
 }
 
-/// A packet of a known direct flow. Wherever it cannot go straight, the stack is asked, and `to_pod` after it.
+/// A packet of a known direct flow, whose far pod is behind a node as far as that is known. Wherever it cannot go straight,
+/// the stack is asked, and `to_pod` after it.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined into its one caller; a struct would cost BPF stack")]
 fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
@@ -157,6 +169,7 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     state: &State,
     packet: &P,
     slot: u32,
+    node: u32,
     p: &Parsed<A>,
     key: &FlowKey<A>,
     source: usize,
@@ -166,18 +179,23 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     let pass = Verdict::Pass { slot: SLOT_SETTLED };
     let (flow, destination) = (known.flow, 1 - source);
     let Some(target) = unlocked_slot(tables, slot) else {
+        cold_path();
         return pass;
     };
+    // Only at an end where no local endpoint is, hence after the first two.
+    let node = || if node == NODE_NONE { node_behind(tables, flow, source, &p.source) } else { node };
     // The way back must be as straight, or the stack would see one direction alone.
     if flow.endpoint[destination].get() != target.generation
         || flow.endpoint[source].get() != 0
-        || way_out(tables, node_behind(tables, flow, source, &p.source)).is_none()
+        || way_out(tables, node()).is_none()
         || !fits(packet, p, target.mtu)
     {
+        cold_path();
         return pass;
     }
     let opened_by_source = flow.opener() == source;
     if flow.judged[destination].get() != state.generation {
+        cold_path();
         if !still_may(tables, state.generation, target, End::Destination, p, opened_by_source) {
             revoke(tables, key, known, p.protocol);
             return if opened_by_source {

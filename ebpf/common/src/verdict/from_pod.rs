@@ -1,5 +1,7 @@
 //! What a pod sends: tc ingress of its host interface.
 
+use core::hint::cold_path;
+
 use crate::flow::{Known, Opening, answered, promote, waiting};
 use crate::maps::{
     ADDRESS_ENDPOINT, ADDRESS_NODE, ADDRESS_NODE_SERVICE, ADDRESS_OWN, ADDRESS_SERVICE, ADDRESS_UNKNOWN,
@@ -28,15 +30,17 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     let me = slot_of(ifindex);
     let generation = state.generation;
     match p.kind {
+        Kind::Flow => {}
         Kind::Router => return Verdict::egress(DropReason::NeighbourDiscovery, ifindex),
         Kind::Neighbour => {
+            cold_path();
             return if A::neighbour_allowed(packet, p, endpoint) {
                 Verdict::Pass { slot: SLOT_SETTLED }
             } else {
                 Verdict::egress(DropReason::NeighbourDiscovery, ifindex)
             };
         }
-        _ => {}
+        _ => cold_path(),
     }
     if !p.source.owned_by(endpoint) {
         return Verdict::egress(DropReason::SpoofedAddress, ifindex);
@@ -54,6 +58,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     // Whose address it is matters only to what nobody has answered.
     let mut address = None;
     if !opens && known.is_none() {
+        cold_path();
         let to = tables.address(&p.destination);
         known = waiting(tables, &key, [me, waits_with(to)], now);
         address = Some(to);
@@ -64,6 +69,7 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     {
         return verdict;
     }
+    cold_path();
     let address = match address {
         Some(address) => address,
         None => tables.address(&p.destination),
@@ -190,6 +196,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     let flow = known.flow;
     let opened_by_me = flow.opener() == source;
     if flow.endpoint[source].get() != endpoint.generation {
+        cold_path();
         return None;
     }
     let deferred = flow.has(FLOW_BEFORE_NAT);
@@ -199,11 +206,12 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     let destination = 1 - source;
     let slot = flow.slot(destination);
     let stale = flow.judged[source].get() != generation;
-    if stale
-        && !deferred
-        && !flow.has(FLOW_EXEMPT)
-        && !still_may(tables, generation, endpoint, End::Source, p, opened_by_me)
-    {
+    if stale && {
+        cold_path();
+        !deferred
+            && !flow.has(FLOW_EXEMPT)
+            && !still_may(tables, generation, endpoint, End::Source, p, opened_by_me)
+    } {
         revoke(tables, key, known, p.protocol);
         return Some(if opened_by_me {
             Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
@@ -217,12 +225,14 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     if flow.endpoint[destination].get() != 0 {
         let target = tables.endpoint(slot)?;
         if flow.endpoint[destination].get() != target.generation {
+            cold_path();
             return None;
         }
         if unlocked_slot(tables, slot).is_none() {
             return Some(Verdict::ingress(DropReason::Locked, target.ifindex));
         }
         if flow.judged[destination].get() != generation {
+            cold_path();
             // An address that is not the endpoint's own was translated: judged where it leaves the stack.
             if !still_may(tables, generation, target, End::Destination, p, opened_by_me) {
                 revoke(tables, key, known, p.protocol);
@@ -249,6 +259,7 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
         }
     }
     if stale {
+        cold_path();
         flow.judged[source].set(generation);
     }
     flow.note(now, p.tcp_flags, !opened_by_me);

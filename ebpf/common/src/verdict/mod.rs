@@ -22,6 +22,8 @@ pub use overlay::{from_overlay, in_tunnel};
 pub use to_pod::to_pod;
 pub use uplink::{from_uplink, to_uplink};
 
+use core::hint::cold_path;
+
 use crate::address::{Address, is_link_local};
 use crate::flow::FlowTables;
 use crate::judge::{PeerTables, protocol};
@@ -156,11 +158,13 @@ pub struct Dropped {
 impl Verdict {
     #[inline(always)]
     fn ingress(reason: DropReason, ifindex: u32) -> Self {
+        cold_path();
         Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_INGRESS })
     }
 
     #[inline(always)]
     fn egress(reason: DropReason, ifindex: u32) -> Self {
+        cold_path();
         Self::Drop(Dropped { reason, ifindex, direction: DIRECTION_EGRESS })
     }
 }
@@ -198,6 +202,7 @@ fn node_behind<A: Address, T: Tables<A>>(tables: &T, flow: &Flow, end: usize, ad
     if kept != NODE_NONE {
         return kept;
     }
+    cold_path();
     let (node, is_pod) = tables.whereabouts(address);
     // Who may not send under this address at the uplink must not be taken for the pod there.
     if is_pod && node != NODE_NONE && node < EXITS {
@@ -211,12 +216,15 @@ fn node_behind<A: Address, T: Tables<A>>(tables: &T, flow: &Flow, end: usize, ad
 pub fn unlocked<A: Address, T: Tables<A>>(tables: &T, ifindex: u32) -> Result<&Endpoint, DropReason> {
     let slot = slot_of(ifindex);
     let Some(endpoint) = tables.endpoint(slot) else {
+        cold_path();
         return Err(DropReason::Locked);
     };
     if endpoint.ifindex != ifindex || endpoint.flags & ENDPOINT_UNLOCKED == 0 {
+        cold_path();
         return Err(DropReason::Locked);
     }
     if tables.killed(slot) == ifindex {
+        cold_path();
         return Err(DropReason::EndpointGone);
     }
     Ok(endpoint)
@@ -264,6 +272,7 @@ fn is_for_overlay<A>(state: &State, p: &Parsed<A>) -> bool {
 fn unlocked_slot<A: Address, T: Tables<A>>(tables: &T, slot: u32) -> Option<&Endpoint> {
     let endpoint = tables.endpoint(slot)?;
     if endpoint.flags & ENDPOINT_UNLOCKED == 0 || tables.killed(slot) == endpoint.ifindex {
+        cold_path();
         return None;
     }
     Some(endpoint)
