@@ -206,18 +206,19 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
     let destination = 1 - source;
     let slot = flow.slot(destination);
     let stale = flow.judged[source].get() != generation;
-    if stale && {
+    if stale {
         cold_path();
-        !deferred
+        if !deferred
             && !flow.has(FLOW_EXEMPT)
             && !still_may(tables, generation, endpoint, End::Source, p, opened_by_me)
-    } {
-        revoke(tables, key, known, p.protocol);
-        return Some(if opened_by_me {
-            Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
-        } else {
-            Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
-        });
+        {
+            revoke(tables, key, known, p.protocol);
+            return Some(if opened_by_me {
+                Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
+            } else {
+                Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
+            });
+        }
     }
     // What the node's own traffic is answered with comes back to the node, or is a hairpin's.
     let marked = opened_by_me || flow.has(FLOW_EXEMPT);

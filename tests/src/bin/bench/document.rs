@@ -14,10 +14,14 @@ use crate::{SECTIONS, Section, machine};
 pub(crate) struct Document {
     root: PathBuf,
     figures: Vec<Figure>,
+    /// Rows of the table of targets as the document has them: of sections whose results were left on another machine.
+    rows: Vec<Vec<String>>,
     /// Text by section, its markers not included.
     parts: BTreeMap<String, String>,
 }
 
+/// Heading of the table of targets.
+const TARGETS: &str = "## Targets\n\n";
 /// The part that people write: it stays as it is.
 const NOTES: &str = "notes";
 
@@ -35,18 +39,30 @@ fn part(text: &str, section: &str) -> Option<String> {
     Some(rest.split_once(&end(section))?.0.to_owned())
 }
 
+/// The rows of a document's table of targets.
+fn rows(text: &str) -> Vec<Vec<String>> {
+    let cells = |line: &str| {
+        let cells = line.strip_prefix("| `")?.strip_suffix(" |")?;
+        Some(format!("`{cells}").split(" | ").map(str::to_owned).collect())
+    };
+    let (_, targets) = text.split_once(TARGETS).unwrap_or_default();
+    targets.lines().take_while(|line| !line.starts_with("<!--")).filter_map(cells).collect()
+}
+
 impl Document {
     /// Reads what is there.
     ///
     /// # Errors
     /// Where results are there and cannot be read.
     pub(crate) fn open(root: &Path) -> Result<Self> {
-        let mut document = Self { root: root.to_owned(), figures: Vec::new(), parts: BTreeMap::new() };
+        let mut document =
+            Self { root: root.to_owned(), figures: Vec::new(), rows: Vec::new(), parts: BTreeMap::new() };
         if let Ok(text) = fs::read_to_string(document.results()) {
             document.figures = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not what a run left", document.results().display()))?;
         }
         let text = fs::read_to_string(document.text()).unwrap_or_default();
+        document.rows = rows(&text);
         for name in SECTIONS.iter().map(|section| section.name).chain([NOTES]) {
             if let Some(part) = part(&text, name) {
                 document.parts.insert(name.to_owned(), part);
@@ -85,6 +101,23 @@ impl Document {
         write(&self.text(), &self.render())
     }
 
+    /// Rows of the table of targets, section by section.
+    fn targets(&self) -> Vec<Vec<String>> {
+        let mut rows = Vec::new();
+        for name in self.parts.keys().filter(|name| *name != NOTES) {
+            let prefix = format!("{name}.");
+            let measured: Vec<&Figure> =
+                self.figures.iter().filter(|f| f.name.starts_with(&prefix)).collect();
+            if measured.is_empty() {
+                let prefix = format!("`{prefix}");
+                rows.extend(self.rows.iter().filter(|row| row[0].starts_with(&prefix)).cloned());
+            } else {
+                rows.extend(measured.into_iter().filter_map(row));
+            }
+        }
+        rows
+    }
+
     fn render(&self) -> String {
         let mut text = String::from(
             "# Performance\n\n\
@@ -106,29 +139,9 @@ impl Document {
             "- Fairlead {}, with the defaults that it ships with\n",
             env!("CARGO_PKG_VERSION")
         );
-        let rows: Vec<Vec<String>> = self
-            .figures
-            .iter()
-            .filter(|f| self.parts.keys().any(|s| f.name.starts_with(&format!("{s}."))))
-            .filter_map(|f| {
-                let target = f.target?;
-                let value = if f.unit == "ratio" {
-                    format!("{:.2}", f.value)
-                } else {
-                    format!("{} {}", f.value, f.unit)
-                };
-                let verdict = f.verdict().to_owned();
-                Some(vec![
-                    format!("`{}`", f.name),
-                    value,
-                    f.baseline.clone().unwrap_or_default(),
-                    target.to_string(),
-                    verdict,
-                ])
-            })
-            .collect();
+        let rows = self.targets();
         if !rows.is_empty() {
-            text.push_str("## Targets\n\n");
+            text.push_str(TARGETS);
             text.push_str(&table(&["figure", "measured", "beside", "target", ""], &rows));
             text.push('\n');
         }
@@ -144,6 +157,14 @@ impl Document {
         text.push('\n');
         text
     }
+}
+
+/// A figure's row in the table of targets, if it has a target.
+fn row(f: &Figure) -> Option<Vec<String>> {
+    let target = f.target?;
+    let value = if f.unit == "ratio" { format!("{:.2}", f.value) } else { format!("{} {}", f.value, f.unit) };
+    let beside = f.baseline.clone().unwrap_or_default();
+    Some(vec![format!("`{}`", f.name), value, beside, target.to_string(), f.verdict().to_owned()])
 }
 
 fn write(path: &Path, content: &str) -> Result<()> {
@@ -179,5 +200,27 @@ mod tests {
         assert_eq!(again.parts[NOTES], "by hand\n");
         assert_eq!(fs::read_to_string(again.text()).unwrap(), again.render());
         assert!(open().replace(section, report("other.y", 1.0, ""), "c").is_err());
+    }
+
+    #[test]
+    fn what_was_not_measured_again_keeps_its_targets_though_its_results_are_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let section = |name: &str| SECTIONS.iter().find(|s| s.name == name).unwrap();
+        let open = || Document::open(root.path()).unwrap();
+        let reported = |name: &str, value: f64| Report {
+            figures: vec![Figure::new(name, value, "ratio").beside("ptp".to_owned()).at_least(0.5)],
+            ..report("unused", 0.0, "text")
+        };
+        for (name, figure) in [("cni", "cni.a"), ("update", "update.a")] {
+            open().replace(section(name), reported(figure, 0.4), "c").unwrap();
+        }
+        fs::remove_file(open().results()).unwrap();
+        open().replace(section("update"), reported("update.b", 0.6), "c").unwrap();
+        let text = fs::read_to_string(open().text()).unwrap();
+        let kept = rows(&text);
+        let wanted =
+            [["`cni.a`", "0.40", "ptp", "0.5", "**not met**"], ["`update.b`", "0.60", "ptp", "0.5", "met"]];
+        assert_eq!(kept, wanted);
+        assert_eq!(text, open().render());
     }
 }
