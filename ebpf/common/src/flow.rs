@@ -228,15 +228,25 @@ impl Flow {
     /// one and a part of the other reads a flow that the rules have allowed.
     #[inline(always)]
     fn begin(&self, opening: &Opening) {
-        let flow = opening.flow(self.flags.get() & FLOW_COUNTED);
-        let LastingFlow { endpoint: [e0, e1], judged: [j0, j1], seen, slots, flags } = flow;
-        self.flags.set(flags);
-        self.slots.set(slots);
-        self.judged[0].set(j0);
-        self.judged[1].set(j1);
-        self.endpoint[0].set(e0);
-        self.endpoint[1].set(e1);
-        self.seen.set(seen);
+        // All fields by name, so that one that a later version appends cannot be left as it was.
+        let Self {
+            endpoint: [e0, e1],
+            judged: [j0, j1],
+            seen,
+            slots,
+            flags,
+            #[cfg(feature = "next-layout")]
+            appended,
+        } = opening.flow(self.flags.get() & FLOW_COUNTED).into();
+        self.flags.set(flags.get());
+        self.slots.set(slots.get());
+        self.judged[0].set(j0.get());
+        self.judged[1].set(j1.get());
+        self.endpoint[0].set(e0.get());
+        self.endpoint[1].set(e1.get());
+        self.seen.set(seen.get());
+        #[cfg(feature = "next-layout")]
+        self.appended.set(appended.get());
     }
 
     /// Whether a flag is set.

@@ -167,8 +167,10 @@ pub fn from_pod<A: Family, P: Packet, T: Tables<A>>(
     };
     if !tables.record_answered(&key, &opening) {
         // Both may have opened the same flow, at once or one after the other: the last one did.
+        let other = opening.receiver.0;
         if p.is_bare_syn()
-            && let Some(older) = tables.locate(&key, [opening.receiver.0, SLOT_NONE], now)
+            && other != SLOT_NONE
+            && let Some(older) = tables.locate(&key, [other, SLOT_NONE], now)
         {
             tables.remove_pending(&older);
         }

@@ -5,7 +5,6 @@ use std::hash::Hash;
 
 use fairlead_common::address::Address;
 use fairlead_common::flow::{FlowTables as _, Opening, find, lifetime, promote, record};
-use fairlead_common::judge::protocol::UDP;
 use fairlead_common::maps::{
     ADDRESS_ENDPOINT, ADDRESS_OWN, AddressInfo, EndpointPolicy, Exit, FLOW_ANSWERED, FLOW_COUNTED, FlowKey,
     SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, Side, State, UNANSWERED_AT_ONCE, slot_of,
@@ -18,27 +17,13 @@ use fairlead_common::verdict::{
 
 use crate::across::{REMOTES, UPLINK, address, between, words};
 use crate::host::{Frame, Host, Random, STATE, compared, count, endpoint, ifindex};
+use crate::waiting::{SLOT, opening, query};
 
-const SLOT: u32 = 5;
 /// A pod far away, two of this node, and this node.
 const PLACES: [Option<u8>; 4] = [Some(REMOTES[0]), None, Some(2), Some(9)];
 
 fn key(port: u16) -> FlowKey<u32> {
-    FlowKey::of(&1, &u32::MAX, port, 53_u16.to_be(), UDP).0
-}
-
-fn opening(host: &Host<u32>, opener: usize) -> Opening {
-    Opening {
-        owner: SLOT,
-        opener,
-        source: opener,
-        flags: 0,
-        tcp_flags: 0,
-        generation: 1,
-        sender: (SLOT, 7),
-        receiver: (SLOT_NONE, 0),
-        now: host.now(),
-    }
+    query(1, port)
 }
 
 fn open(host: &Host<u32>, ports: std::ops::Range<u16>) {

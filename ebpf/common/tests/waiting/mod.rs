@@ -6,25 +6,29 @@ use fairlead_common::maps::{FlowKey, PENDING_PLACES, SLOT_NONE};
 
 use crate::host::{Host, Random};
 
-const SLOT: u32 = 5;
+pub(crate) const SLOT: u32 = 5;
 
-fn query(client: u32, port: u16) -> FlowKey<u32> {
+pub(crate) fn query(client: u32, port: u16) -> FlowKey<u32> {
     FlowKey::of(&client, &u32::MAX, port, 53_u16.to_be(), UDP).0
 }
 
-fn open(host: &Host<u32>, key: &FlowKey<u32>) {
-    let opening = Opening {
+/// A flow that the endpoint opens now, at this end of the key.
+pub(crate) fn opening(host: &Host<u32>, opener: usize) -> Opening {
+    Opening {
         owner: SLOT,
-        opener: 0,
-        source: 0,
+        opener,
+        source: opener,
         flags: 0,
         tcp_flags: 0,
         generation: 1,
         sender: (SLOT, 1),
         receiver: (SLOT_NONE, 0),
         now: host.now(),
-    };
-    assert!(record_waiting(host, key, &opening));
+    }
+}
+
+fn open(host: &Host<u32>, key: &FlowKey<u32>) {
+    assert!(record_waiting(host, key, &opening(host, 0)));
 }
 
 fn waits(host: &Host<u32>, key: &FlowKey<u32>) -> bool {

@@ -275,7 +275,7 @@ fn the_last_of_two_who_open_the_same_flow_is_its_opener() {
     in_both_labs(|lab| {
         let (a, b) = (lab.pod(1), lab.pod(2));
         for (first, second) in [(&a, &b), (&b, &a)] {
-            // Both at once, the same ports: pending with each.
+            // Both at once, the same ports: nobody has answered either.
             assert_ne!(lab.send(first, &tcp_from(first, second.v4.into(), 1000, 1000, SYN)).result, DROP);
             assert_ne!(lab.send(second, &tcp_from(second, first.v4.into(), 1000, 1000, SYN)).result, DROP);
             assert_ne!(lab.send(first, &tcp_from(first, second.v4.into(), 1000, 1000, SYN_ACK)).result, DROP);
