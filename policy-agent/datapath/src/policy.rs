@@ -1,6 +1,6 @@
 //! Policy tables: from a [`Delta`] to what the kernel holds, one generation at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -39,7 +39,7 @@ pub(crate) struct Policy {
     /// The rules in force of each endpoint that the compiler knows.
     rules: HashMap<Slot, EndpointPolicy>,
     /// Endpoints whose banks do not all say the same.
-    unsettled: HashMap<Slot, EndpointPolicy>,
+    unsettled: HashSet<Slot>,
     generation: u32,
     /// [`State::flags`].
     flags: u32,
@@ -72,7 +72,7 @@ impl Policy {
             endpoints: object.map("endpoints")?,
             registered: BTreeMap::new(),
             rules: HashMap::new(),
-            unsettled: HashMap::new(),
+            unsettled: HashSet::new(),
             generation,
             flags: if options.fast_path { STATE_FAST_PATH } else { 0 },
             topology: next_topology(last.topology),
@@ -199,13 +199,14 @@ impl Policy {
             return Ok(None);
         }
         self.settle_elements()?;
-        for (slot, _) in std::mem::take(&mut self.unsettled) {
-            let rules = self.rules.get(&slot).copied();
-            if let (Some(rules), Some(entry)) = (rules, self.registered.get_mut(&slot)) {
-                entry.policy = [rules; BANKS];
-                self.endpoints.set(&u32::from(slot), entry)?;
+        for slot in &self.unsettled {
+            if let Some(entry) = self.registered.get_mut(slot) {
+                // Where its rules are gone too, or an old bank would bring them back.
+                entry.policy = [rules_of(&self.rules, *slot); BANKS];
+                self.endpoints.set(&u32::from(*slot), entry)?;
             }
         }
+        self.unsettled.clear();
         self.settled = self.serial;
         Ok(Some(self.serial))
     }
@@ -232,19 +233,16 @@ impl Policy {
         changes: &[(Slot, Option<EndpointPolicy>)],
         bank: usize,
     ) -> Result<(), Error> {
-        for (slot, rules) in changes {
-            self.unsettled.insert(*slot, rules.unwrap_or(EndpointPolicy::CLOSED));
-        }
         let changed: HashMap<_, _> = changes.iter().copied().collect();
-        for slot in self.unsettled.keys() {
+        self.unsettled.extend(changed.keys());
+        for slot in &self.unsettled {
             let Some(entry) = self.registered.get_mut(slot) else {
                 continue;
             };
-            let rules = match changed.get(slot) {
+            entry.policy[bank] = match changed.get(slot) {
                 Some(rules) => rules.unwrap_or(EndpointPolicy::CLOSED),
-                None => self.rules.get(slot).copied().unwrap_or(EndpointPolicy::CLOSED),
+                None => rules_of(&self.rules, *slot),
             };
-            entry.policy[bank] = rules;
             self.endpoints.set(&u32::from(*slot), entry)?;
         }
         Ok(())
@@ -252,8 +250,7 @@ impl Policy {
 
     /// Writes an endpoint's entry, with the rules that are in force for its slot.
     pub(crate) fn register(&mut self, slot: Slot, mut entry: Endpoint) -> Result<(), Error> {
-        let rules = self.rules.get(&slot).copied().unwrap_or(EndpointPolicy::CLOSED);
-        entry.policy = [rules; BANKS];
+        entry.policy = [rules_of(&self.rules, slot); BANKS];
         self.endpoints.set(&u32::from(slot), &entry)?;
         self.registered.insert(slot, entry);
         Ok(())
@@ -330,6 +327,11 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// The rules in force of a slot; what the compiler does not know is closed.
+fn rules_of(rules: &HashMap<Slot, EndpointPolicy>, slot: Slot) -> EndpointPolicy {
+    rules.get(&slot).copied().unwrap_or(EndpointPolicy::CLOSED)
 }
 
 pub(crate) const EMPTY: Endpoint = Endpoint {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::rc::Rc;
 
-use fairlead_common::maps::{CLASS_FIRST, CLASS_TCP, EndpointPolicy, PortSet, SET_ALL, SET_NONE, Side};
+use fairlead_common::maps::{
+    BANKS, CLASS_FIRST, CLASS_TCP, EndpointPolicy, PortSet, SET_ALL, SET_NONE, Side,
+};
 use fairlead_datapath::{Write, observed, test_run};
 use fairlead_policy::model::Protocol;
 use fairlead_policy::tables::{Delta, PortClass};
@@ -229,6 +231,26 @@ fn what_has_settled_reads_the_same_in_every_generation() {
                 ..Delta::default()
             });
             assert_eq!(lab.deliver(&pod, &tcp_to(&pod, peer(), 3000 + n, 80, SYN)).result, DROP);
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_whose_rules_are_gone_stays_closed_in_every_generation() {
+    in_lab(|lab| {
+        for (n, settles) in [(1, false), (2, true)] {
+            let pod = lab.pod(n);
+            settle(lab);
+            lab.apply(Delta { endpoints: vec![(pod.slot(), None)], ..Delta::default() });
+            if settles {
+                settle(lab);
+            }
+            // Each bank comes into force.
+            for n in 0..=BANKS as u16 {
+                lab.apply(Delta { peers: vec![(peer(), Some(1 + u32::from(n)))], ..Delta::default() });
+                let packet = tcp_to(&pod, peer(), 1000 + n, 80, SYN);
+                assert_eq!(lab.deliver(&pod, &packet).result, DROP, "settled: {settles}, step {n}");
+            }
         }
     });
 }

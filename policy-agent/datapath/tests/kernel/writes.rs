@@ -120,6 +120,7 @@ fn between_any_two_writes_packets_meet_one_whole_state() {
                 };
                 let mut old = asked(&cluster);
                 prop_assert_eq!(&packets.iter().map(Packet::passes).collect::<Vec<_>>(), &old);
+                let mut unsettled = true;
                 for (changes, settles) in steps {
                     for change in &changes {
                         tell(change, &mut cluster, &mut compiler);
@@ -153,6 +154,7 @@ fn between_any_two_writes_packets_meet_one_whole_state() {
                     if !delta.is_empty() {
                         observed(observer, || lab.datapath.apply(&delta)).unwrap();
                         commits.set(commits.get() + 1);
+                        unsettled = true;
                     }
                     let found = wrong.borrow_mut().take();
                     if let Some((write, probe, expected)) = found {
@@ -177,11 +179,20 @@ fn between_any_two_writes_packets_meet_one_whole_state() {
                                 }
                             }
                         };
-                        let settled = observed(observer, || lab.datapath.settled()).unwrap();
+                        // Awaited, so that a case is the same each time it is run.
+                        let settled = observed(observer, || {
+                            loop {
+                                match lab.datapath.settled().unwrap() {
+                                    None if unsettled => std::thread::yield_now(),
+                                    settled => break settled,
+                                }
+                            }
+                        });
                         prop_assert_eq!(wrong.get(), None);
                         if let Some(serial) = settled {
                             compiler.settled(serial);
                         }
+                        unsettled = false;
                     }
                     old = new;
                 }
