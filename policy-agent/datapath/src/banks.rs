@@ -50,6 +50,8 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
 
     /// Writes the first state into a map that nothing looks into yet.
     pub(crate) fn fill(&mut self, changes: &[Change<K>]) -> Result<(), MapError> {
+        // What an attempt that failed has left there.
+        changes.iter().filter(|c| c.next == ABSENT).try_for_each(|c| self.map.remove(&c.key))?;
         let present = || changes.iter().filter(|c| c.next != ABSENT);
         let keys: Vec<K> = present().map(|c| c.key).collect();
         let values: Vec<Banked> = present().map(|c| [c.next; BANKS]).collect();
@@ -66,7 +68,7 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
     ///
     /// `in_force` is the bank in force. `may_exist` is false for keys that the kernel surely does not
     /// have: a lookup in a trie answers with the enclosing prefix. After an error nothing in force has changed, and the next
-    /// preparation mends what this one began.
+    /// preparation, whose changes include these, mends what this one began.
     pub(crate) fn prepare(
         &mut self,
         changes: &[Change<K>],
@@ -95,16 +97,24 @@ impl<K: Plain + Copy + Eq + Hash> BankedMap<K> {
         }
         let mut keys = Vec::with_capacity(self.unsettled.len());
         let mut written = Vec::with_capacity(self.unsettled.len());
-        for (key, unsettled) in &mut self.unsettled {
+        for (key, unsettled) in &self.unsettled {
             let value = values.get(key).copied().unwrap_or(unsettled.next);
             let changed = values.contains_key(key);
             if changed || unsettled.banks[bank] != value {
-                unsettled.banks[bank] = value;
+                let mut banks = unsettled.banks;
+                banks[bank] = value;
                 keys.push(*key);
-                written.push(unsettled.banks);
+                written.push(banks);
             }
         }
-        self.map.set_many(&keys, &written)
+        self.map.set_many(&keys, &written)?;
+        // Not before: what was not written after all must be by the next preparation.
+        for (key, banks) in keys.iter().zip(written) {
+            if let Some(unsettled) = self.unsettled.get_mut(key) {
+                unsettled.banks = banks;
+            }
+        }
+        Ok(())
     }
 
     fn read(&self, key: &K, may_exist: impl Fn(&K) -> bool) -> Result<Option<Banked>, MapError> {

@@ -178,7 +178,13 @@ impl Datapath {
 
     /// Writes what these addresses are; whatever comes of it, flows must not rely on what they were.
     fn write_some(&mut self, addresses: &[IpAddr]) -> Result<(), Error> {
-        let written = addresses.iter().try_for_each(|address| self.write_address(address));
+        let mut written = Ok(());
+        for address in addresses {
+            if let Err(e) = self.write_address(address) {
+                self.addresses.unsure.insert(*address);
+                written = written.and(Err(e));
+            }
+        }
         self.policy.addresses_changed()?;
         written
     }

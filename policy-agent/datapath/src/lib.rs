@@ -44,7 +44,7 @@ pub use map::MapError;
 pub use object::{Build, Capacities};
 pub use remotes::Exits;
 pub use test_run::{TestRun, test_run, test_run_xdp};
-pub use writes::{Write, observed};
+pub use writes::{Moment, Write, observed};
 
 use map::Map;
 use object::Object;

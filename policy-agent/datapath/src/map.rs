@@ -94,9 +94,8 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
 
     /// Writes an element.
     pub(crate) fn set(&self, key: &K, value: &V) -> Result<(), MapError> {
-        sys::update(self.fd.as_fd(), key, std::slice::from_ref(value)).map_err(self.error("update"))?;
-        writes::made(Write::Element(self.name));
-        Ok(())
+        let write = || sys::update(self.fd.as_fd(), key, std::slice::from_ref(value));
+        writes::make(Write::Element(self.name), write).map_err(self.error("update"))
     }
 
     /// Writes an element on all CPUs of a per-CPU map.
@@ -114,9 +113,8 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
 
     /// Removes an element, if it is there.
     pub(crate) fn remove(&self, key: &K) -> Result<(), MapError> {
-        sys::delete(self.fd.as_fd(), key).map_err(self.error("delete"))?;
-        writes::made(Write::Element(self.name));
-        Ok(())
+        let write = || sys::delete(self.fd.as_fd(), key);
+        writes::make(Write::Element(self.name), write).map_err(self.error("delete"))
     }
 
     /// All keys. Keys that come or go meanwhile may be missed.

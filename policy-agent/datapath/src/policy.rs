@@ -171,8 +171,8 @@ impl Policy {
         }
         self.prepare_endpoints(&delta.endpoints, bank)?;
 
-        self.state.store_u32(0, next).map_err(|source| Error::State { source })?;
-        writes::made(Write::Generation);
+        writes::make(Write::Generation, || self.state.store_u32(0, next))
+            .map_err(|source| Error::State { source })?;
         self.generation = next;
         self.grace.passed(next);
 
@@ -305,10 +305,9 @@ impl Policy {
             return Err(Error::SetCapacity { id, capacity: self.set_count });
         }
         for (word, value) in set.0.iter().enumerate() {
-            self.sets
-                .store_u64(id as usize * set.0.len() + word, *value)
+            let element = id as usize * set.0.len() + word;
+            writes::make(Write::Set(id), || self.sets.store_u64(element, *value))
                 .map_err(|source| Error::State { source })?;
-            writes::made(Write::Set(id));
         }
         Ok(())
     }
@@ -320,10 +319,10 @@ impl Policy {
             Protocol::Sctp => 131_072,
         };
         for port in ports.first..=ports.last {
-            self.port_classes
-                .store_u16(base + usize::from(port), ports.class)
+            let element = base + usize::from(port);
+            let write = || self.port_classes.store_u16(element, ports.class);
+            writes::make(Write::Port(ports.protocol, port), write)
                 .map_err(|source| Error::State { source })?;
-            writes::made(Write::Port(ports.protocol, port));
         }
         Ok(())
     }

@@ -229,16 +229,15 @@ impl Remotes {
     fn write_exits(&mut self) -> Result<(), Error> {
         while let Some(number) = self.wanted.touched.exits.first().copied() {
             let new = self.wanted.exit(number);
-            let old = self.held_exits.get(&number).copied().unwrap_or_default();
-            for (map, (new, old)) in self.exits.iter().zip(new.iter().zip(&old)) {
-                if new != old {
+            let held = self.held_exits.entry(number).or_default();
+            for ((map, held), new) in self.exits.iter().zip(held).zip(&new) {
+                if held != new {
                     map.set(&number, new)?;
+                    *held = *new;
                 }
             }
             if new == [Exit::default(); 2] {
                 self.held_exits.remove(&number);
-            } else {
-                self.held_exits.insert(number, new);
             }
             self.wanted.touched.exits.remove(&number);
         }

@@ -1,6 +1,7 @@
 //! Every write that a packet could meet, for tests that look at packets between any two of them.
 
 use std::cell::RefCell;
+use std::io;
 
 use fairlead_policy::model::Protocol;
 
@@ -17,15 +18,24 @@ pub enum Write {
     Generation,
 }
 
-type Observer = Box<dyn FnMut(Write)>;
+/// When an observer is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Before a write, which an error refuses in the kernel's place.
+    Before(Write),
+    /// After a write.
+    After(Write),
+}
+
+type Observer = Box<dyn FnMut(Moment) -> io::Result<()>>;
 
 thread_local! {
     static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
-/// Runs `work`, calling `observer` after each write that this thread makes meanwhile. Elements that are
+/// Runs `work`, calling `observer` before and after each write that this thread makes meanwhile. Elements that are
 /// otherwise written many at a time are then written one by one.
-pub fn observed<R>(observer: impl FnMut(Write) + 'static, work: impl FnOnce() -> R) -> R {
+pub fn observed<R>(observer: impl FnMut(Moment) -> io::Result<()> + 'static, work: impl FnOnce() -> R) -> R {
     OBSERVER.set(Some(Box::new(observer)));
     let result = work();
     OBSERVER.set(None);
@@ -37,11 +47,19 @@ pub(crate) fn are_observed() -> bool {
     OBSERVER.with_borrow(Option::is_some)
 }
 
-/// A write was made.
-pub(crate) fn made(write: Write) {
-    OBSERVER.with_borrow_mut(|observer| {
-        if let Some(observer) = observer {
-            observer(write);
-        }
-    });
+/// Makes a write.
+pub(crate) fn make(write: Write, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if !are_observed() {
+        return work();
+    }
+    tell(Moment::Before(write))?;
+    work()?;
+    tell(Moment::After(write))
+}
+
+fn tell(moment: Moment) -> io::Result<()> {
+    OBSERVER.with_borrow_mut(|observer| match observer {
+        Some(observer) => observer(moment),
+        None => Ok(()),
+    })
 }

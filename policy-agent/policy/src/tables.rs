@@ -2,6 +2,7 @@
 
 mod memory;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fairlead_common::maps::{EndpointPolicy, PortSet};
@@ -68,5 +69,24 @@ impl Delta {
             && self.peers.is_empty()
             && self.cidrs.is_empty()
             && self.endpoints.is_empty()
+    }
+
+    /// This step and a later one as one: what the later says of an element holds.
+    pub fn then(self, later: Self) -> Self {
+        fn join<K: Ord, V>(earlier: Vec<(K, V)>, later: Vec<(K, V)>) -> Vec<(K, V)> {
+            let mut all: BTreeMap<K, V> = earlier.into_iter().collect();
+            all.extend(later);
+            all.into_iter().collect()
+        }
+        Self {
+            serial: later.serial,
+            sets: join(self.sets, later.sets),
+            // In order: a range of the later step overwrites parts of the earlier's.
+            ports: self.ports.into_iter().chain(later.ports).collect(),
+            rows: join(self.rows, later.rows),
+            peers: join(self.peers, later.peers),
+            cidrs: join(self.cidrs, later.cidrs),
+            endpoints: join(self.endpoints, later.endpoints),
+        }
     }
 }

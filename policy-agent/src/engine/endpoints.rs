@@ -8,7 +8,7 @@ use fairlead_common::maps::{ENDPOINT_ADDRESSES, ifindex_usable, slot_of};
 use fairlead_policy::model::ObjectKey;
 use fairlead_policy::tables::Slot;
 
-use super::{Engine, Reply};
+use super::{Engine, RETRY, Reply};
 use crate::enforcer::{Enforcer, EnforcerError};
 
 type PutReply = Reply<Result<EndpointStatus, ApiError>>;
@@ -20,6 +20,11 @@ pub(super) struct Local {
     pub(super) unlocked: bool,
     /// Who waits for it to be unlocked.
     admitted: Vec<PutReply>,
+}
+
+/// What problems with taking an endpoint out are noted under.
+fn removal(slot: Slot) -> String {
+    format!("endpoint {slot}")
 }
 
 /// A PUT whose pod is not known yet.
@@ -165,12 +170,30 @@ impl<E: Enforcer> Engine<E> {
     /// Takes an endpoint out of the datapath first, then out of policy.
     fn forget(&mut self, slot: Slot) {
         let Some(local) = self.endpoints.remove(&slot) else { return };
-        let topic = format!("endpoint {slot}");
-        let result = self.enforcer.remove(slot, local.attachment.host_ifindex);
-        self.note(&topic, result.err().map(|e| format!("removing the endpoint in slot {slot}: {e}")));
+        self.take_out(slot, local.attachment.host_ifindex);
         self.compiler.remove_endpoint(slot);
         for reply in local.admitted {
             reply.send(Err(error(ErrorCode::NotFound, "the attachment was deleted meanwhile")));
+        }
+    }
+
+    /// Takes an endpoint out of the datapath, now or with a later step.
+    fn take_out(&mut self, slot: Slot, ifindex: u32) {
+        let result = self.enforcer.remove(slot, ifindex);
+        if result.is_err() {
+            self.unremoved.insert(slot, ifindex);
+            // Its addresses may be known there still.
+            self.addresses_told = false;
+            self.retry_at.get_or_insert(Instant::now() + RETRY);
+        }
+        let problem = result.err().map(|e| format!("removing the endpoint in slot {slot}: {e}"));
+        self.note(&removal(slot), problem);
+    }
+
+    /// Takes out what the datapath would not let go of before.
+    pub(super) fn take_out_rest(&mut self) {
+        for (slot, ifindex) in std::mem::take(&mut self.unremoved) {
+            self.take_out(slot, ifindex);
         }
     }
 
@@ -255,6 +278,10 @@ impl<E: Enforcer> Engine<E> {
         }
         match self.enforcer.register(&attachment) {
             Ok(generation) => {
+                // The slot is this one's now.
+                if self.unremoved.remove(&slot).is_some() {
+                    self.note(&removal(slot), None);
+                }
                 let pod = attachment.pod.as_ref().map(key);
                 self.compiler.set_endpoint(slot, pod, attachment.addresses.clone());
                 self.endpoints.insert(slot, Local { attachment, generation, unlocked: false, admitted });
@@ -268,7 +295,7 @@ impl<E: Enforcer> Engine<E> {
                     EnforcerError::Kernel(_) => ErrorCode::Internal,
                 };
                 // Half of it may be in the kernel.
-                let _ = self.enforcer.remove(slot, attachment.host_ifindex);
+                self.take_out(slot, attachment.host_ifindex);
                 Err((error(code, e.to_string()), admitted))
             }
         }

@@ -68,6 +68,8 @@ pub struct Engine<E> {
     compiler: Compiler,
     index: Index,
     endpoints: BTreeMap<Slot, Local>,
+    /// Interfaces of endpoints that are gone and that the datapath would not let go of.
+    unremoved: BTreeMap<Slot, u32>,
     waiting: Vec<Waiting>,
     /// A step that could not be put in force, to be tried again.
     pending: Option<Delta>,
@@ -113,6 +115,7 @@ impl<E: Enforcer> Engine<E> {
             compiler,
             index: Index::default(),
             endpoints: BTreeMap::new(),
+            unremoved: BTreeMap::new(),
             waiting: Vec::new(),
             pending: None,
             retry_at: None,
@@ -260,6 +263,7 @@ impl<E: Enforcer> Engine<E> {
     /// Puts in force whatever has changed, then unlocks and answers.
     fn step(&mut self, now: Instant) {
         if self.synced && self.own.is_some() {
+            self.take_out_rest();
             self.tell_nodes();
             self.tell_addresses();
             self.tell_exits();
@@ -331,12 +335,15 @@ impl<E: Enforcer> Engine<E> {
 
     /// Commits, applies, unlocks, answers.
     fn put_in_force(&mut self, now: Instant) {
-        let told = self.addresses_told && self.untold_nodes.is_empty() && self.untold_exits.is_empty();
+        let told = self.addresses_told
+            && self.untold_nodes.is_empty()
+            && self.untold_exits.is_empty()
+            && self.unremoved.is_empty();
         self.retry_at = (!told).then(|| now + RETRY);
         let mut delta = self.compiler.commit();
         self.report_overflow();
         if let Some(older) = self.pending.take() {
-            delta = merged(older, delta);
+            delta = older.then(delta);
         }
         self.commits += 1;
         if let Err(e) = self.enforcer.apply(&delta) {
@@ -417,25 +424,6 @@ impl<E: Enforcer> Engine<E> {
                 self.problems.insert(topic.to_owned(), problem);
             }
         }
-    }
-}
-
-/// Two steps as one: what the later says of an element holds.
-fn merged(older: Delta, newer: Delta) -> Delta {
-    fn join<K: Ord + Clone, V>(older: Vec<(K, V)>, newer: Vec<(K, V)>) -> Vec<(K, V)> {
-        let mut all: BTreeMap<K, V> = older.into_iter().collect();
-        all.extend(newer);
-        all.into_iter().collect()
-    }
-    Delta {
-        serial: newer.serial,
-        sets: join(older.sets, newer.sets),
-        // In order: a range of the later step overwrites parts of the earlier's.
-        ports: older.ports.into_iter().chain(newer.ports).collect(),
-        rows: join(older.rows, newer.rows),
-        peers: join(older.peers, newer.peers),
-        cidrs: join(older.cidrs, newer.cidrs),
-        endpoints: join(older.endpoints, newer.endpoints),
     }
 }
 

@@ -1,4 +1,5 @@
 mod overflow;
+mod removal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -42,6 +43,8 @@ struct World {
     refuse: Option<EnforcerError>,
     /// Changes of nodes fail.
     refuse_nodes: bool,
+    /// Endpoints stay.
+    refuse_removals: bool,
 }
 
 /// An enforcer in memory that checks the order of what is done to it.
@@ -78,6 +81,9 @@ impl Enforcer for Fake {
     }
 
     fn remove(&mut self, slot: Slot, _: u32) -> Result<(), EnforcerError> {
+        if self.world.lock().unwrap().refuse_removals {
+            return Err(EnforcerError::Kernel("map endpoints: no memory".to_owned()));
+        }
         self.locked.remove(&slot);
         self.in_force.remove(&slot);
         self.push(Done::Remove(slot));

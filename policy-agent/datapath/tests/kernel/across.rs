@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use fairlead_common::maps::Side;
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Exit, Exits, NextHop, Tunnel};
+use fairlead_datapath::{Exit, Exits, NextHop, Tunnel, observed};
 use fairlead_policy::model::Node;
 
-use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only, policy};
+use crate::lab::{DROP, Lab, OVERLAY, PASS, Pod, REDIRECT, elsewhere, in_lab, nodes, only, policy, refusing};
 use crate::packets::{
     ACK, ICMP, ICMP6, SYN, SYN_ACK, UDP, checksum, ethernet, framed, icmp, ip, ip4, own, tcp_between,
     tcp_from, tcp_to, udp, udp_from,
@@ -93,6 +93,19 @@ fn what_a_pod_opens_leaves_straight_and_is_answered_straight() {
         }
         // Nothing of it was the uplink's.
         assert_eq!(lab.counters(&uplink).ingress.packets, 0);
+    });
+}
+
+#[test]
+fn a_way_that_was_changed_in_part_is_whole_again_with_the_next_news() {
+    in_lab(|lab| {
+        let (pod, uplink) = (lab.pod(1), uplink(lab));
+        let changed = observed(refusing("exits6"), || lab.datapath.set_exits(&no_exits()));
+        assert!(changed.is_err());
+        lab.datapath.set_exits(&exits(&uplink)).unwrap();
+        for peer in remotes() {
+            assert_eq!(lab.send(&pod, &tcp_from(&pod, peer, 1000, 80, SYN)).result, REDIRECT);
+        }
     });
 }
 

@@ -77,3 +77,32 @@ fn steps_that_follow_each_other_make_room_for_each_other() {
         assert!(!passes(lab, &pod, peer(at), 2001) && passes(lab, &pod, peer(at + 2), 2001));
     });
 }
+
+#[test]
+fn what_a_first_step_that_did_not_fit_left_behind_is_gone_once_one_fits() {
+    in_lab(|lab| {
+        lab.restart_within(tiny());
+        let pod = lab.locked_pod(1);
+        let side = Side { signature: 2, default_set: SET_NONE };
+        let rows =
+            |atoms: std::ops::Range<u32>, set| -> Vec<_> { atoms.map(|atom| ((2, atom), set)).collect() };
+        let first = lab.numbered(Delta {
+            rows: rows(1..7, Some(SET_ALL)),
+            peers: (1..5).map(|n| (peer(n), Some(n.into()))).collect(),
+            endpoints: vec![(pod.slot(), Some(EndpointPolicy { ingress: side, egress: Side::OPEN }))],
+            ..Delta::default()
+        });
+        assert!(lab.datapath.apply(&first).is_err());
+        let second = lab.numbered(Delta { rows: rows(1..6, None), ..Delta::default() });
+        lab.datapath.apply(&first.then(second)).unwrap();
+        lab.datapath.unlock(pod.slot()).unwrap();
+        for n in 1..5 {
+            assert!(!passes(lab, &pod, peer(n), 1000), "{n}");
+        }
+        // All of the room is there.
+        lab.apply(Delta { rows: rows(1..4, Some(SET_ALL)), ..Delta::default() });
+        for n in 1..5 {
+            assert_eq!(passes(lab, &pod, peer(n), 1001), n < 4, "{n}");
+        }
+    });
+}

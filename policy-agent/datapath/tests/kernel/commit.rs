@@ -8,11 +8,11 @@ use std::rc::Rc;
 use fairlead_common::maps::{
     BANKS, CLASS_FIRST, CLASS_TCP, EndpointPolicy, PortSet, SET_ALL, SET_NONE, Side,
 };
-use fairlead_datapath::{Write, observed, test_run};
+use fairlead_datapath::{Moment, Write, observed, test_run};
 use fairlead_policy::model::Protocol;
 use fairlead_policy::tables::{Delta, PortClass};
 
-use crate::lab::{DROP, Lab, PASS, Pod, elsewhere, in_lab};
+use crate::lab::{DROP, Lab, PASS, Pod, elsewhere, in_lab, refusing};
 use crate::packets::{SYN, tcp_to};
 
 fn peer() -> IpAddr {
@@ -32,9 +32,10 @@ fn probed(lab: &mut Lab, pod: &Pod, delta: Delta, probes: &[(IpAddr, u16)]) -> V
     let seen = Rc::new(RefCell::new(Vec::new()));
     let noted = Rc::clone(&seen);
     let mut port = 20_000;
-    let observer = move |write| {
+    let observer = move |moment| {
+        let Moment::After(write) = moment else { return Ok(()) };
         if matches!(write, Write::Port(_, number) if probes.iter().all(|(_, to)| *to != number)) {
-            return;
+            return Ok(());
         }
         let results = probes
             .iter()
@@ -45,6 +46,7 @@ fn probed(lab: &mut Lab, pod: &Pod, delta: Delta, probes: &[(IpAddr, u16)]) -> V
             })
             .collect();
         noted.borrow_mut().push((write, results));
+        Ok(())
     };
     observed(observer, || lab.datapath.apply(&delta)).unwrap();
     seen.take()
@@ -251,6 +253,31 @@ fn an_endpoint_whose_rules_are_gone_stays_closed_in_every_generation() {
                 let packet = tcp_to(&pod, peer(), 1000 + n, 80, SYN);
                 assert_eq!(lab.deliver(&pod, &packet).result, DROP, "settled: {settles}, step {n}");
             }
+        }
+    });
+}
+
+#[test]
+fn what_a_refused_step_left_unwritten_is_written_by_the_next() {
+    in_lab(|lab| {
+        let pod = lab.pod(1);
+        let address = |n: u8| IpAddr::from([192, 0, 2, n]);
+        let rows = |set| (1..9u8).map(|n| ((2, n.into()), set)).collect();
+        lab.apply(Delta {
+            peers: (1..9).map(|n| (address(n), Some(n.into()))).collect(),
+            rows: rows(Some(SET_ALL)),
+            endpoints: vec![(pod.slot(), Some(isolated(2)))],
+            ..Delta::default()
+        });
+        settle(lab);
+        lab.apply(Delta { rows: rows(None), ..Delta::default() });
+        // Of the rows that have yet to be removed from this step's bank too, none is.
+        let delta = lab.numbered(Delta { rows: vec![((2, 99), Some(SET_ALL))], ..Delta::default() });
+        assert!(observed(refusing("rows"), || lab.datapath.apply(&delta)).is_err());
+        lab.datapath.apply(&delta).unwrap();
+        for n in 1..9 {
+            let packet = tcp_to(&pod, address(n), 1000, 80, SYN);
+            assert_eq!(lab.deliver(&pod, &packet).result, DROP, "{n}");
         }
     });
 }

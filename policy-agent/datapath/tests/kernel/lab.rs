@@ -11,7 +11,8 @@ use fairlead_common::maps::{
 };
 use fairlead_common::reason::DropReason;
 use fairlead_datapath::{
-    Build, Capacities, Counters, Datapath, Early, Identity, Options, Overlay, TestRun, test_run, test_run_xdp,
+    Build, Capacities, Counters, Datapath, Early, Identity, Moment, Options, Overlay, TestRun, Write,
+    test_run, test_run_xdp,
 };
 use fairlead_policy::model::{Node, NodeChanges};
 use fairlead_policy::tables::{Delta, Slot};
@@ -295,6 +296,14 @@ impl Lab {
 pub(crate) fn policy(lab: &mut Lab, pod: &Pod, ingress: Side, egress: Side) {
     let policy = EndpointPolicy { ingress, egress };
     lab.apply(Delta { endpoints: vec![(pod.slot(), Some(policy))], ..Delta::default() });
+}
+
+/// For [`observed`](fairlead_datapath::observed): a kernel that takes nothing more into a map.
+pub(crate) fn refusing(map: &'static str) -> impl FnMut(Moment) -> io::Result<()> {
+    move |moment| match moment {
+        Moment::Before(Write::Element(name)) if name == map => Err(io::ErrorKind::OutOfMemory.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Another node with one address and no pods.

@@ -6,10 +6,10 @@ use std::os::fd::AsFd as _;
 use aya::programs::SchedClassifier;
 use fairlead_common::maps::{EndpointPolicy, SLOT_NONE, SLOT_SETTLED, Side, names};
 use fairlead_common::reason::DropReason;
-use fairlead_datapath::{Counters, RegisterError, test_run};
+use fairlead_datapath::{Counters, RegisterError, observed, test_run};
 use fairlead_policy::tables::Delta;
 
-use crate::lab::{DROP, PASS, REDIRECT, elsewhere, in_lab, mark_of, only, policy};
+use crate::lab::{DROP, PASS, REDIRECT, elsewhere, in_lab, mark_of, only, policy, refusing};
 use crate::packets::{ACK, SYN, SYN_ACK, UDP, checksum, ethernet, ip, tcp_from, tcp_to, udp};
 
 const OUTSIDE4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 9));
@@ -38,6 +38,19 @@ fn an_interface_that_nobody_registered_is_locked() {
         assert_eq!(lab.send(&pod, &tcp_from(&pod, OUTSIDE4, 1000, 80, SYN)).result, DROP);
         let counters = lab.datapath.counters().unwrap().remove(&pod.ifindex).unwrap();
         assert_eq!(counters.egress.drops, only(DropReason::Locked, 1));
+    });
+}
+
+#[test]
+fn an_address_that_the_kernel_would_not_let_go_of_is_nobodys_with_the_next_news() {
+    in_lab(|lab| {
+        let (pod, gone) = (lab.pod(1), lab.pod(2));
+        let packet = tcp_from(&pod, gone.v4.into(), 1000, 80, SYN);
+        let removed = observed(refusing("addresses4"), || lab.datapath.remove(gone.slot(), gone.ifindex));
+        assert!(removed.is_err());
+        assert_eq!(lab.send(&pod, &packet).result, DROP);
+        lab.datapath.set_addresses(&[].into(), &[].into()).unwrap();
+        assert_eq!(lab.send(&pod, &packet).result, PASS);
     });
 }
 
