@@ -16,12 +16,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch as channel;
 use tokio::task::JoinHandle;
 
-use crate::api::{self, Readiness, Service};
+use crate::api::{self, Service};
 use crate::drops;
 use crate::engine::{self, Engine, EngineHandle, Message};
-use crate::liveness::{self, Pulse};
+use crate::liveness;
 use crate::lock::lock;
 use crate::network::Network;
+use crate::pulse::Pulse;
+use crate::readiness::Readiness;
 use crate::report;
 use crate::settings::{Settings, Source};
 

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::drops::Log;
 use crate::engine::{EngineHandle, Message};
 use crate::metrics;
+use crate::readiness::Readiness;
 
 mod drops;
 
@@ -29,17 +30,6 @@ pub use drops::Filter;
 
 /// Longest request body, in bytes.
 const LONGEST_REQUEST: usize = 1 << 20;
-
-/// Whether the agent is ready, and what it knows besides the engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Readiness {
-    /// What it waits for; `None` when it is ready.
-    pub waiting_for: Option<String>,
-    /// Name of the uplink.
-    pub uplink: Option<String>,
-    /// What is wrong with the node's network.
-    pub problems: Vec<String>,
-}
 
 /// What the handlers need.
 #[derive(Clone, Debug)]

@@ -24,5 +24,7 @@ pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod network;
+pub mod pulse;
+pub mod readiness;
 pub mod report;
 pub mod settings;

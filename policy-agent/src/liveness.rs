@@ -7,34 +7,18 @@
 //!
 //! Who looks has a thread of its own, together with the server for probes: neither waits for what it watches.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::engine::{EngineHandle, Message};
+use crate::pulse::Pulse;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks without a move after which a loop is stuck: one message or one endpoint takes milliseconds, and seconds where
 /// the kernel removes many interfaces meanwhile.
 const STUCK: u32 = 20;
-
-/// What a loop moves whenever it has got on.
-#[derive(Clone, Debug, Default)]
-pub struct Pulse(Arc<AtomicU64>);
-
-impl Pulse {
-    /// Moves it.
-    pub fn beat(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn beats(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Moves a pulse for ever, from the loop that runs this.
 pub async fn beat(pulse: Pulse) {

@@ -6,9 +6,9 @@ use fairlead_api::{EndpointCounters, EndpointStatus};
 use fairlead_policy::compiler::Instead;
 use fairlead_policy::oracle::Direction;
 
-use crate::api::Readiness;
 use crate::drops::Counts;
 use crate::engine::Snapshot;
+use crate::readiness::Readiness;
 
 struct Text(String);
 

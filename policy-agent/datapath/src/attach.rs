@@ -65,9 +65,7 @@ impl Datapath {
     pub fn trampoline_ids(&self) -> Result<[u32; 2], Error> {
         let id = |name: &str| {
             let path = self.frozen().join(name);
-            sys::obj_get(&path)
-                .and_then(|fd| sys::program_id(fd.as_fd()))
-                .map_err(|source| Error::Io { path, source })
+            sys::obj_get(&path).and_then(|fd| sys::program_id(fd.as_fd())).map_err(Error::at(&path))
         };
         Ok([id(names::FROM_POD)?, id(names::TO_POD)?])
     }
@@ -112,7 +110,7 @@ impl Datapath {
         let interface =
             interface_name(ifindex).map_err(|e| UplinkError::Interface(ifindex.to_string(), e))?;
         let folder = self.links();
-        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        fs::create_dir_all(&folder).map_err(Error::at(&folder))?;
         for (name, attach_type) in [(ingress, TcAttachType::Ingress), (egress, TcAttachType::Egress)] {
             self.attach_long_lived(&interface, ifindex, name, attach_type, &folder)?;
         }
@@ -157,7 +155,7 @@ impl Datapath {
             // A pin of an interface that had this index before, or of a link that was detached.
             match fs::remove_file(&pin) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::Io { path: pin, source: e });
+                    return Err(Error::at(&pin)(e));
                 }
                 _ => {}
             }

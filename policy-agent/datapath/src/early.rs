@@ -10,7 +10,7 @@ use aya::programs::Xdp;
 use fairlead_common::maps::names;
 
 use crate::map::Map;
-use crate::object::{Pins, io_error, named_map};
+use crate::pins::Pins;
 use crate::{Datapath, Error, UplinkError, sys};
 
 /// Where XDP looks at packets of the uplink.
@@ -37,7 +37,7 @@ pub(crate) struct EarlyPrograms {
 impl EarlyPrograms {
     /// Loads what the mode needs into its half, or leaves that empty.
     pub(crate) fn load(ebpf: &mut Ebpf, pins: &Pins, half: u32, mode: Early) -> Result<Self, Error> {
-        let programs: Map<u32, u32> = named_map(ebpf, names::EARLY_PROGRAMS)?;
+        let programs: Map<u32, u32> = Map::named(ebpf, names::EARLY_PROGRAMS)?;
         if mode == Early::Off {
             programs.remove(&half)?;
             return Ok(Self { programs, mode });
@@ -73,7 +73,7 @@ impl Datapath {
     /// Where the driver cannot, or somebody else's program is there. Then tc alone judges.
     pub fn attach_early(&mut self, ifindex: u32) -> Result<(), Error> {
         let folder = self.links();
-        fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        fs::create_dir_all(&folder).map_err(Error::at(&folder))?;
         let mode = self.early().mode;
         for (other, start) in LINKS.into_iter().filter(|(other, _)| *other != mode) {
             let pin = folder.join(format!("{start}{ifindex}"));
@@ -90,10 +90,10 @@ impl Datapath {
         let trampoline = self.frozen().join(names::EARLY);
         let id = sys::obj_get(&trampoline)
             .and_then(|fd| sys::program_id(fd.as_fd()))
-            .map_err(io_error(&trampoline))?;
+            .map_err(Error::at(&trampoline))?;
         let pin = folder.join(format!("{start}{ifindex}"));
         if let Some(link) = link(&pin)? {
-            if sys::link_of_xdp(link.as_fd()).map_err(io_error(&pin))? == (id, ifindex) {
+            if sys::link_of_xdp(link.as_fd()).map_err(Error::at(&pin))? == (id, ifindex) {
                 return Ok(());
             }
             // Of an interface that had this index before, or that was detached.
@@ -111,12 +111,12 @@ fn link(pin: &Path) -> Result<Option<OwnedFd>, Error> {
     match sys::obj_get(pin) {
         Ok(link) => Ok(Some(link)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(io_error(pin)(e)),
+        Err(e) => Err(Error::at(pin)(e)),
     }
 }
 
 /// Takes a link off its interface at once: the kernel lets go of one that is only unpinned some time later, and until
 /// then nothing else can be attached there.
 fn detach(link: &OwnedFd, pin: &Path) -> Result<(), Error> {
-    sys::link_detach(link.as_fd()).and_then(|()| fs::remove_file(pin)).map_err(io_error(pin))
+    sys::link_detach(link.as_fd()).and_then(|()| fs::remove_file(pin)).map_err(Error::at(pin))
 }

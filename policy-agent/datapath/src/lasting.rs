@@ -17,7 +17,7 @@ use fairlead_common::maps::{
     TAKEN_OVER,
 };
 
-use crate::object::{Capacities, io_error};
+use crate::options::Capacities;
 use crate::sys::{self, Plain};
 use crate::{Error, MapError};
 
@@ -36,8 +36,8 @@ impl LastingMaps {
     /// Looks at the pins in `folder`.
     pub(crate) fn find(folder: &Path, maps: &[Lasting], capacities: &Capacities) -> Result<Self, Error> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(folder).map_err(io_error(folder))? {
-            names.extend(entry.map_err(io_error(folder))?.file_name().into_string());
+        for entry in fs::read_dir(folder).map_err(Error::at(folder))? {
+            names.extend(entry.map_err(Error::at(folder))?.file_name().into_string());
         }
         names.sort();
         let mut found = Vec::new();
@@ -71,7 +71,7 @@ impl LastingMaps {
     ) -> Result<TakeOver, Error> {
         let clone = |name| {
             let map = loaded(name).ok_or_else(|| Error::Object(name.to_owned()))?;
-            map.try_clone_to_owned().map_err(io_error(Path::new(name)))
+            map.try_clone_to_owned().map_err(Error::at(Path::new(name)))
         };
         let mut take_over = TakeOver {
             maps: Vec::new(),
@@ -83,7 +83,7 @@ impl LastingMaps {
                 if can_be_read(pins.map.name, &pin) {
                     take_over.maps.push(OldMap {
                         name: pins.map.name,
-                        old: sys::obj_get(&pin).map_err(io_error(&pin))?,
+                        old: sys::obj_get(&pin).map_err(Error::at(&pin))?,
                         new: clone(pins.map.name)?,
                     });
                 }
@@ -103,14 +103,14 @@ fn set_aside(own: &Path, map: &Lasting, capacities: &Capacities) -> Result<Optio
     let there = match sys::obj_get(own) {
         Ok(there) => there,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(io_error(own)(e)),
+        Err(e) => return Err(Error::at(own)(e)),
     };
-    let info = sys::map_info(there.as_fd()).map_err(io_error(own))?;
+    let info = sys::map_info(there.as_fd()).map_err(Error::at(own))?;
     if info.max_entries == capacities.flows {
         return Ok(None);
     }
     let aside = own.with_file_name(format!("{}-of_{}", map.name, info.max_entries));
-    fs::rename(own, &aside).map_err(io_error(own))?;
+    fs::rename(own, &aside).map_err(Error::at(own))?;
     Ok(Some(aside))
 }
 
@@ -185,7 +185,7 @@ impl TakeOver {
     pub(crate) fn unpin(&self) -> Result<(), Error> {
         for pin in &self.pins {
             match fs::remove_file(pin) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(pin)(e)),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::at(pin)(e)),
                 _ => {}
             }
         }

@@ -17,6 +17,8 @@ mod map;
 mod netlink;
 mod netns;
 mod object;
+mod options;
+mod pins;
 mod policy;
 mod remotes;
 mod sys;
@@ -41,7 +43,7 @@ pub use fairlead_common::maps::{Exit, NextHop, Tunnel};
 pub use fairlead_common::vxlan::RECEIVER_MAC;
 pub use features::missing_features;
 pub use map::MapError;
-pub use object::{Build, Capacities};
+pub use options::{Build, Capacities, Options, Overlay};
 pub use remotes::Exits;
 pub use test_run::{TestRun, test_run, test_run_xdp};
 pub use writes::{Moment, Write, observed};
@@ -117,46 +119,11 @@ pub enum Error {
     Events(#[from] aya::maps::MapError),
 }
 
-/// How to open a datapath.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Folder in a BPF file system for this agent's pins.
-    pub bpffs: PathBuf,
-    /// The programs.
-    pub build: Build,
-    /// Sizes of maps.
-    pub capacities: Capacities,
-    /// Whether packets may skip the host's stack.
-    pub fast_path: bool,
-    /// Bits of `skb->mark` that may be used: at least 12 in a row.
-    pub mark_mask: u32,
-    /// The overlay between nodes, where there is one.
-    pub overlay: Option<Overlay>,
-    /// Where XDP looks at packets of the uplink.
-    pub early: Early,
-}
-
-/// What packets of the overlay between nodes bear.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overlay {
-    /// UDP port, closed to pods.
-    pub port: u16,
-    /// Network identifier (VNI), of 24 bits.
-    pub id: u32,
-}
-
-impl Options {
-    /// The defaults, with pins below `bpffs`.
-    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
-        Self {
-            bpffs: bpffs.into(),
-            build: Build::default(),
-            capacities: Capacities::default(),
-            fast_path: true,
-            mark_mask: fairlead_common::maps::DEFAULT_MARK_MASK,
-            overlay: None,
-            early: Early::default(),
-        }
+impl Error {
+    /// For what the kernel says of a file, folder or pin.
+    pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { path: path.clone(), source }
     }
 }
 

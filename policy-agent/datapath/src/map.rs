@@ -3,7 +3,12 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use aya::Ebpf;
+use aya::maps::{Map as AyaMap, MapData};
+
+use crate::Error;
 use crate::sys::{self, Plain};
 use crate::writes::{self, Write};
 
@@ -58,6 +63,13 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
             return Err(error("layout", source));
         }
         Ok(Self { fd, name, max_entries: info.max_entries, types: PhantomData })
+    }
+
+    /// A map of a loaded object.
+    pub(crate) fn named(ebpf: &Ebpf, name: &'static str) -> Result<Self, Error> {
+        let map = ebpf.map(name).and_then(map_data).ok_or_else(|| Error::Object(name.to_owned()))?;
+        let fd = map.fd().as_fd().try_clone_to_owned().map_err(Error::at(Path::new(name)))?;
+        Ok(Self::new(name, fd)?)
     }
 
     fn error(&self, operation: &'static str) -> impl Fn(io::Error) -> MapError {
@@ -131,5 +143,20 @@ impl<K: Plain + Copy, V: Plain + Copy> Map<K, V> {
             }
         }
         Ok(keys)
+    }
+}
+
+/// What all kinds of maps have.
+pub(crate) fn map_data(map: &AyaMap) -> Option<&MapData> {
+    match map {
+        AyaMap::Array(data)
+        | AyaMap::HashMap(data)
+        | AyaMap::LpmTrie(data)
+        | AyaMap::LruHashMap(data)
+        | AyaMap::PerCpuArray(data)
+        | AyaMap::PerCpuHashMap(data)
+        | AyaMap::ProgramArray(data)
+        | AyaMap::RingBuf(data) => Some(data),
+        _ => None,
     }
 }

@@ -10,25 +10,21 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
 use std::thread;
 
-use aya::maps::{Map as AyaMap, MapData};
+use aya::maps::Map as AyaMap;
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use fairlead_common::maps::{
     HOOK_FROM_OVERLAY, HOOK_FROM_POD, HOOK_FROM_UPLINK, HOOK_TO_OVERLAY, HOOK_TO_POD, HOOK_TO_UPLINK, HOOKS,
-    LASTING, Lasting, names,
+    names,
 };
-
-use fairlead_policy::compiler::Limits;
 
 use crate::early::EarlyPrograms;
 use crate::lasting::{LastingMaps, TakeOver};
-use crate::map::Map;
+use crate::map::{Map, map_data};
+use crate::pins::Pins;
 use crate::{Error, Options, sys};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fairlead.bpf.o"));
 
 /// Trampolines: name of the program in the object, name of the pin.
 const TRAMPOLINES: [(&str, &str); 6] = [
@@ -52,70 +48,6 @@ const PROGRAMS: [(&str, &[u32]); 5] = [
 /// Maps that never change.
 const FROZEN: [&str; 4] = [names::PROGRAMS, names::EARLY_PROGRAMS, names::ACTIVE, names::KILLED];
 
-/// An eBPF object, and the layouts of those of its maps that outlive an agent.
-#[derive(Clone, Copy, Debug)]
-pub struct Build {
-    /// ELF.
-    pub object: &'static [u8],
-    /// As [`LASTING`].
-    pub lasting: &'static [Lasting],
-}
-
-impl Default for Build {
-    /// This executable's own.
-    fn default() -> Self {
-        Self { object: OBJECT, lasting: &LASTING }
-    }
-}
-
-/// Numbers of elements that maps hold; memory is taken as it is used, but for the flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capacities {
-    /// Answered flows of a family.
-    pub flows: u32,
-    /// (signature, atom) pairs.
-    pub rows: u32,
-    /// Port sets.
-    pub sets: u32,
-    /// Exact peers of a family.
-    pub peers: u32,
-    /// Address regions of a family.
-    pub cidrs: u32,
-}
-
-impl Default for Capacities {
-    fn default() -> Self {
-        Self::from(&Limits::default())
-    }
-}
-
-impl From<&Limits> for Capacities {
-    /// What the compiler's limits need: the states before and after a step side by side. See
-    /// docs/decisions/0009.
-    fn from(limits: &Limits) -> Self {
-        Self {
-            flows: 131_072,
-            rows: limits.rows.saturating_mul(2),
-            sets: limits.set_ids(),
-            peers: limits.peers.saturating_mul(2),
-            cidrs: limits.cidrs.saturating_mul(2),
-        }
-    }
-}
-
-/// Folders of a BPF file system.
-#[derive(Clone, Debug)]
-pub(crate) struct Pins {
-    pub(crate) frozen: PathBuf,
-    pub(crate) lasting: PathBuf,
-}
-
-impl Pins {
-    pub(crate) fn new(bpffs: &Path) -> Self {
-        Self { frozen: bpffs.join(names::FROZEN), lasting: bpffs.join(names::LASTING) }
-    }
-}
-
 /// A loaded object.
 pub(crate) struct Object {
     ebpf: Ebpf,
@@ -128,11 +60,6 @@ pub(crate) struct Object {
     take_over: TakeOver,
 }
 
-pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { path: path.clone(), source }
-}
-
 impl Object {
     /// Loads programs and maps; nothing is in force yet.
     pub(crate) fn load(options: &Options) -> Result<Self, Error> {
@@ -142,7 +69,7 @@ impl Object {
         }
         let pins = Pins::new(bpffs);
         for folder in [&pins.frozen, &pins.lasting] {
-            fs::create_dir_all(folder).map_err(io_error(folder))?;
+            fs::create_dir_all(folder).map_err(Error::at(folder))?;
         }
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
@@ -175,8 +102,8 @@ impl Object {
             program.load()?;
             program.pin(&pin)?;
         }
-        let programs = named_map(&ebpf, names::PROGRAMS)?;
-        let active: Map<u32, u32> = named_map(&ebpf, names::ACTIVE)?;
+        let programs = Map::named(&ebpf, names::PROGRAMS)?;
+        let active: Map<u32, u32> = Map::named(&ebpf, names::ACTIVE)?;
         let half = 1 - active.get(&0, 0)?.unwrap_or(0).min(1);
         let early = EarlyPrograms::load(&mut ebpf, &pins, half, options.early)?;
         verify(&mut ebpf)?;
@@ -196,7 +123,7 @@ impl Object {
         &self,
         name: &'static str,
     ) -> Result<Map<K, V>, Error> {
-        named_map(&self.ebpf, name)
+        Map::named(&self.ebpf, name)
     }
 
     /// A map to be used through aya, once.
@@ -211,14 +138,14 @@ impl Object {
             Program::Xdp(program) => program.fd()?,
             program => <&SchedClassifier>::try_from(program)?.fd()?,
         };
-        fd.as_fd().try_clone_to_owned().map_err(io_error(&self.pins.lasting))
+        fd.as_fd().try_clone_to_owned().map_err(Error::at(&self.pins.lasting))
     }
 
     /// Turns all hooks to this object's programs, and takes the others out.
     pub(crate) fn activate(&self) -> Result<(), Error> {
         self.active.set(&0, &self.half)?;
         // A packet that read the old half must find the programs there.
-        sys::grace_period().map_err(io_error(&self.pins.frozen))?;
+        sys::grace_period().map_err(Error::at(&self.pins.frozen))?;
         for hook in 0..HOOKS {
             self.programs.remove(&((1 - self.half) * HOOKS + hook))?;
         }
@@ -263,39 +190,16 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
     Ok(program.try_into()?)
 }
 
-pub(crate) fn named_map<K: sys::Plain + Copy, V: sys::Plain + Copy>(
-    ebpf: &Ebpf,
-    name: &'static str,
-) -> Result<Map<K, V>, Error> {
-    let map = ebpf.map(name).and_then(map_data).ok_or_else(|| Error::Object(name.to_owned()))?;
-    let fd = map.fd().as_fd().try_clone_to_owned().map_err(io_error(Path::new(name)))?;
-    Ok(Map::new(name, fd)?)
-}
-
-fn map_data(map: &AyaMap) -> Option<&MapData> {
-    match map {
-        AyaMap::Array(data)
-        | AyaMap::HashMap(data)
-        | AyaMap::LpmTrie(data)
-        | AyaMap::LruHashMap(data)
-        | AyaMap::PerCpuArray(data)
-        | AyaMap::PerCpuHashMap(data)
-        | AyaMap::ProgramArray(data)
-        | AyaMap::RingBuf(data) => Some(data),
-        _ => None,
-    }
-}
-
 impl Object {
     /// Pins the map of the node's state in the place of the last agent's, in one step.
     pub(crate) fn pin_state<K, V>(&self, state: &Map<K, V>) -> Result<(), Error> {
         let pin = self.pins.lasting.join(names::STATE);
         let new = self.pins.lasting.join("state_new");
         match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(&new)(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(Error::at(&new)(e)),
             _ => {}
         }
-        sys::obj_pin(state.as_fd(), &new).map_err(io_error(&new))?;
-        fs::rename(&new, &pin).map_err(io_error(&pin))
+        sys::obj_pin(state.as_fd(), &new).map_err(Error::at(&new))?;
+        fs::rename(&new, &pin).map_err(Error::at(&pin))
     }
 }

@@ -472,14 +472,14 @@ struct Last {
 
 fn last_state(pin: &Path) -> Result<Last, Error> {
     use std::os::fd::AsFd as _;
-    let error = |source| Error::Io { path: pin.to_owned(), source };
+    let error = Error::at(pin);
     let map = match sys::obj_get(pin) {
         Ok(map) => map,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Last::default()),
         Err(source) => return Err(error(source)),
     };
     // Another version's may be longer or shorter: what is new comes last.
-    let words = sys::map_info(map.as_fd()).map_err(error)?.value_size.div_ceil(4);
+    let words = sys::map_info(map.as_fd()).map_err(&error)?.value_size.div_ceil(4);
     let mut state = vec![0u32; words as usize];
     sys::lookup(map.as_fd(), &0u32, &mut state).map_err(error)?;
     let word = |i: usize| state.get(i).copied().unwrap_or(0);

@@ -16,7 +16,7 @@ use fairlead_policy::model::NodeChanges;
 use fairlead_policy::oracle::Target;
 use tokio::sync::oneshot;
 
-use crate::liveness::Pulse;
+use crate::pulse::Pulse;
 
 /// Where an answer goes. Nobody waiting for it any more is no error.
 #[derive(Debug)]

@@ -17,10 +17,10 @@ use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::api::Readiness;
 use crate::conflist;
 use crate::engine::{EngineHandle, Message, Published};
 use crate::host::install;
+use crate::readiness::Readiness;
 use crate::settings::Settings;
 
 use links::{Interface, Interfaces, Notice};

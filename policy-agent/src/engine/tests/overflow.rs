@@ -19,7 +19,7 @@ async fn what_does_not_fit_is_reported() {
         assert!(problem.message.contains("shop/a") && problem.message.contains(words), "{problem}");
         let text = crate::metrics::text(
             &snapshot,
-            &crate::api::Readiness::default(),
+            &crate::readiness::Readiness::default(),
             crate::drops::Counts::default(),
         );
         let sample = format!(
