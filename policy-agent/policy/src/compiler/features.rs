@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::intern::Interner;
 use super::partition::{Feature, Partition};
-use super::ports::{Choice, Ports, Range, Ranges, normal};
+use super::ports::{Choice, Ports};
+use super::ranges::{Range, Ranges, normal};
 use super::rules::Scope;
 use super::vocabulary::{Label, Selector, Text};
 use super::world::{Group, GroupShape, NamespaceId, World};

@@ -17,6 +17,7 @@ mod overflow;
 mod partition;
 mod ports;
 mod prefix;
+mod ranges;
 mod report;
 mod rows;
 mod rules;

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 
 use fairlead_common::maps::{
     CLASS_FIRST, CLASS_SCTP, CLASS_TCP, CLASS_UDP, CLASSES, PortSet, SET_ALL, SET_FIRST, SET_NONE,
@@ -17,20 +16,10 @@ use fairlead_common::maps::{
 use hashbrown::HashTable;
 
 use super::intern::Interner;
+use super::ranges::{Range, Ranges, gaps, normal};
 use super::{Limits, Resource};
 use crate::model::Protocol;
 use crate::tables::{Class, PortClass, SetId};
-
-/// Ports `first..=last` of a protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Range {
-    pub(super) protocol: Protocol,
-    pub(super) first: u16,
-    pub(super) last: u16,
-}
-
-/// Ranges sorted, disjoint and not adjacent.
-pub(super) type Ranges = Arc<[Range]>;
 
 /// Id of a choice in use.
 pub(super) type Choice = u32;
@@ -40,23 +29,6 @@ pub(super) const EVERYTHING: Choice = 0;
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const BASES: [Class; 3] = [CLASS_TCP, CLASS_UDP, CLASS_SCTP];
-
-/// Brings ranges into their one form.
-pub(super) fn normal(mut ranges: Vec<Range>) -> Ranges {
-    ranges.sort_unstable();
-    let mut merged: Vec<Range> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last)
-                if last.protocol == range.protocol && u32::from(range.first) <= u32::from(last.last) + 1 =>
-            {
-                last.last = last.last.max(range.last);
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged.into()
-}
 
 /// Choices, classes and sets in use.
 #[derive(Debug)]
@@ -182,7 +154,7 @@ impl Ports {
         let mut inside = BTreeMap::<Class, u32>::new();
         for range in ranges {
             for (part, class) in self.parts(*range) {
-                *inside.entry(class).or_default() += size(part);
+                *inside.entry(class).or_default() += part.size();
             }
         }
         let splits = inside.iter().filter(|&(&class, &count)| count < self.size(class)).count();
@@ -292,8 +264,8 @@ impl Ports {
         if stretches.range(..range.first).next_back().is_some_and(|(_, &c)| c == class) {
             stretches.remove(&range.first);
         }
-        self.sizes[usize::from(old)] -= size(range);
-        self.sizes[usize::from(class)] += size(range);
+        self.sizes[usize::from(old)] -= range.size();
+        self.sizes[usize::from(class)] += range.size();
         self.moved.push(range);
     }
 
@@ -487,26 +459,6 @@ impl Ports {
     }
 }
 
-fn size(range: Range) -> u32 {
-    u32::from(range.last) - u32::from(range.first) + 1
-}
-
-/// What is in `all` but in none of `ranges`, which are sorted and disjoint.
-fn gaps<'a>(ranges: impl Iterator<Item = &'a Range>, all: Range) -> Vec<Range> {
-    let mut gaps = Vec::new();
-    let mut next = Some(all.first);
-    for range in ranges {
-        if let Some(first) = next.filter(|&first| first < range.first) {
-            gaps.push(Range { first, last: range.first - 1, ..all });
-        }
-        next = range.last.checked_add(1);
-    }
-    if let Some(first) = next {
-        gaps.push(Range { first, ..all });
-    }
-    gaps
-}
-
 fn enter(table: &mut HashTable<SetId>, hasher: &RandomState, sets: &[Set], id: SetId) {
     let hash = |&id: &SetId| hasher.hash_one(sets[id as usize].content);
     table.insert_unique(hash(&id), id, hash);
@@ -519,151 +471,4 @@ fn leave(table: &mut HashTable<SetId>, hasher: &RandomState, sets: &[Set], id: S
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tcp(ports: &[u16]) -> Ranges {
-        normal(ports.iter().map(|&p| Range { protocol: Protocol::Tcp, first: p, last: p }).collect())
-    }
-
-    /// A packet that looked its class up before the class was merged away meets its bit unchanged, until
-    /// it has settled.
-    #[test]
-    fn bits_of_a_merged_class_stay_until_it_has_settled() {
-        let mut ports = Ports::new(Limits { classes: 8, ..Limits::default() });
-        let one = ports.acquire(&tcp(&[80])).unwrap();
-        let both = ports.acquire(&tcp(&[80, 81])).unwrap();
-        let bits = *ports.bits(both);
-        let set = ports.acquire_set(&bits).unwrap();
-        ports.take_writes();
-        ports.release(one);
-        ports.collect(2);
-        let (sets, moved) = ports.take_writes();
-        assert!(sets.is_empty());
-        let [PortClass { first: 81, last: 81, class: kept, .. }] = *moved else { panic!("{moved:?}") };
-        let merged = (0..8).find(|&class| bits.contains(class) && class != kept).unwrap();
-        // The set is written for another reason.
-        let rewrite = |ports: &mut Ports, port: u16| {
-            ports.acquire(&tcp(&[port])).unwrap();
-            let (sets, _) = ports.take_writes();
-            sets.iter().find(|(id, _)| *id == set).unwrap().1
-        };
-        assert!(rewrite(&mut ports, 80).contains(merged));
-        // The class comes back for other ports: now the set must lose it.
-        ports.settled(2);
-        assert!(!rewrite(&mut ports, 1).contains(merged));
-    }
-
-    /// Classes that only a set at rest tells apart stay apart, because a packet under way may be judged by
-    /// it; and a class that has merged is nobody else's while a packet under way may carry it.
-    #[test]
-    fn what_packets_under_way_meet_is_neither_merged_nor_given_out() {
-        let mut ports = Ports::new(Limits { classes: 8, ..Limits::default() });
-        let collect = |ports: &mut Ports, serial| {
-            // A choice that tells nothing apart is given up, so that it looks.
-            let all = Range { protocol: Protocol::Tcp, first: 0, last: u16::MAX };
-            let rest = normal(gaps(tcp(&[80, 81]).iter(), all));
-            let rest = ports.acquire(&rest).unwrap();
-            ports.release(rest);
-            ports.collect(serial);
-            ports.take_writes().1
-        };
-        let one = ports.acquire(&tcp(&[80])).unwrap();
-        let both = ports.acquire(&tcp(&[80, 81])).unwrap();
-        let content = *ports.bits(one);
-        let set = ports.acquire_set(&content).unwrap();
-        ports.take_writes();
-        assert_eq!(collect(&mut ports, 2), []);
-        ports.release(one);
-        assert_eq!(collect(&mut ports, 3), []);
-        ports.release_set(set, 3);
-        assert_eq!(collect(&mut ports, 4), []);
-        ports.settled(2);
-        assert_eq!(collect(&mut ports, 5), []);
-        ports.settled(3);
-        let moved = PortClass { protocol: Protocol::Tcp, first: 81, last: 81, class: CLASS_FIRST };
-        assert_eq!(collect(&mut ports, 6), [moved]);
-        let class_of = |ports: &mut Ports, port| {
-            let choice = ports.acquire(&tcp(&[port]))?;
-            Ok((0..8).filter(|&class| ports.bits(choice).contains(class)).collect::<Vec<_>>())
-        };
-        assert_eq!(class_of(&mut ports, 1), Ok(vec![CLASS_FIRST + 2]));
-        ports.settled(5);
-        assert_eq!(class_of(&mut ports, 2), Err(Resource::Classes));
-        assert!(ports.take_starved());
-        ports.settled(6);
-        assert_eq!(class_of(&mut ports, 2), Ok(vec![CLASS_FIRST + 1]));
-        // It is no longer what those who had it mean.
-        assert!(!ports.bits(both).contains(CLASS_FIRST + 1));
-    }
-
-    /// Ids of sets at the exact number; a set that rests has an id but is not in use.
-    #[test]
-    fn sets_have_as_many_ids_as_the_tables_hold() {
-        let mut ports = Ports::new(Limits { sets: 1, ..Limits::default() });
-        let mut content = |port| {
-            let choice = ports.acquire(&tcp(&[port])).unwrap();
-            *ports.bits(choice)
-        };
-        // Classes first, so that later ones do not change what earlier ones are.
-        let _ = [80, 81, 82].map(&mut content);
-        let [one, two, three] = [80, 81, 82].map(content);
-        let first = ports.acquire_set(&one).unwrap();
-        ports.acquire_set(&two).unwrap();
-        ports.take_writes();
-        assert_eq!((first, ports.acquire_set(&three)), (SET_FIRST, Err(Resource::Sets)));
-        assert!(!ports.take_starved());
-        ports.release_set(first, 1);
-        assert!(!ports.has_set(&one) && ports.has_set(&two));
-        assert_eq!(ports.acquire_set(&three), Err(Resource::Sets));
-        assert!(ports.take_starved());
-        ports.settled(1);
-        assert_eq!(ports.acquire_set(&three), Ok(first));
-    }
-
-    /// A set that was given up before anybody wrote it, and comes back, is written then.
-    #[test]
-    fn a_set_that_comes_back_unwritten_is_written() {
-        let mut ports = Ports::new(Limits::default());
-        let choice = ports.acquire(&tcp(&[80])).unwrap();
-        let content = *ports.bits(choice);
-        let set = ports.acquire_set(&content).unwrap();
-        ports.release_set(set, 1);
-        assert_eq!(ports.take_writes().0, []);
-        assert_eq!(ports.acquire_set(&content), Ok(set));
-        assert_eq!(ports.take_writes().0, [(set, content)]);
-        // What is as it was is not written again.
-        ports.release_set(set, 2);
-        assert_eq!(ports.acquire_set(&content), Ok(set));
-        assert_eq!(ports.take_writes().0, []);
-    }
-
-    #[test]
-    fn gaps_are_what_ranges_leave() {
-        let range = |first, last| Range { protocol: Protocol::Tcp, first, last };
-        let all = range(0, 65535);
-        assert_eq!(gaps([range(0, 5), range(7, 65534)].iter(), all), [range(6, 6), range(65535, 65535)]);
-        assert_eq!(gaps([range(1, 65535)].iter(), all), [range(0, 0)]);
-        assert_eq!(gaps([].iter(), all), [all]);
-    }
-
-    #[test]
-    fn the_smaller_part_of_a_class_moves() {
-        let mut ports = Ports::new(Limits::default());
-        let wide = normal(vec![Range { protocol: Protocol::Tcp, first: 1, last: 65535 }]);
-        ports.acquire(&wide).unwrap();
-        let (_, moved) = ports.take_writes();
-        assert!(
-            matches!(*moved, [PortClass { protocol: Protocol::Tcp, first: 0, last: 0, .. }]),
-            "{moved:?}"
-        );
-    }
-
-    #[test]
-    fn ranges_have_one_form() {
-        let range = |first, last| Range { protocol: Protocol::Udp, first, last };
-        let ranges =
-            vec![range(5, 6), range(1, 3), range(4, 4), range(65535, 65535), range(2, 2), range(8, 9)];
-        assert_eq!(*normal(ranges), [range(1, 6), range(8, 9), range(65535, 65535)]);
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! Policies as they are kept, and what they come to for one endpoint.
 
-use super::ports::{Range, Ranges, normal};
+use super::ranges::{Range, Ranges, normal};
 use super::vocabulary::{Block, Selector, Text, Vocabulary};
 use super::world::NamespaceId;
 use crate::model::{NetworkPolicy, ObjectKey, Peer, PortRule, PortSpec, Protocol, Rule};
