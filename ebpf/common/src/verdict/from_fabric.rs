@@ -9,9 +9,8 @@ use crate::maps::{
     FLOW_DIRECT, FlowKey, NODE_NONE, SLOT_NONE, SLOT_SETTLED, STATE_FAST_PATH, State, slot_of,
 };
 use crate::packet::{Kind, Packet, Parsed};
-use crate::reason::DropReason;
 
-use super::rules::{End, may_enter, revoke, still_may};
+use super::rules::{End, ask_again, may_enter};
 use super::{
     Family, Tables, Verdict, fits, from_uplink, is_for_overlay, node_behind, unlocked_slot, waits_with,
     way_out,
@@ -149,9 +148,9 @@ fn answer<A: Family, T: Tables<A>>(
         return pass;
     }
     if flow.judged[destination].get() != state.generation {
-        if !still_may(tables, state.generation, opener, End::Destination, p, false) {
-            revoke(tables, key, known, p.protocol);
-            return Verdict::egress(DropReason::FlowRevoked, opener.ifindex);
+        if let Err(drop) = ask_again(tables, state.generation, opener, End::Destination, p, false, key, known)
+        {
+            return drop;
         }
         flow.judged[destination].set(state.generation);
     }
@@ -196,13 +195,10 @@ fn known_to_pod<A: Family, P: Packet, T: Tables<A>>(
     let opened_by_source = flow.opener() == source;
     if flow.judged[destination].get() != state.generation {
         cold_path();
-        if !still_may(tables, state.generation, target, End::Destination, p, opened_by_source) {
-            revoke(tables, key, known, p.protocol);
-            return if opened_by_source {
-                Verdict::ingress(DropReason::FlowRevoked, target.ifindex)
-            } else {
-                Verdict::egress(DropReason::FlowRevoked, target.ifindex)
-            };
+        if let Err(drop) =
+            ask_again(tables, state.generation, target, End::Destination, p, opened_by_source, key, known)
+        {
+            return drop;
         }
         flow.judged[destination].set(state.generation);
     }

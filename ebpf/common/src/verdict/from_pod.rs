@@ -11,7 +11,7 @@ use crate::maps::{
 use crate::packet::{Kind, Packet, Parsed};
 use crate::reason::DropReason;
 
-use super::rules::{End, may_enter, may_leave, revoke, still_may};
+use super::rules::{End, ask_again, may_enter, may_leave};
 use super::{
     Family, Hook, Tables, Verdict, fits, is_for_overlay, node_behind, unlocked_slot, waits_with, way_out,
 };
@@ -212,14 +212,10 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
         cold_path();
         if !deferred
             && !flow.has(FLOW_EXEMPT)
-            && !still_may(tables, generation, endpoint, End::Source, p, opened_by_me)
+            && let Err(drop) =
+                ask_again(tables, generation, endpoint, End::Source, p, opened_by_me, key, known)
         {
-            revoke(tables, key, known, p.protocol);
-            return Some(if opened_by_me {
-                Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
-            } else {
-                Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
-            });
+            return Some(drop);
         }
     }
     // What the node's own traffic is answered with comes back to the node, or is a hairpin's.
@@ -237,13 +233,10 @@ fn known_from_pod<A: Family, P: Packet, T: Tables<A>>(
         if flow.judged[destination].get() != generation {
             cold_path();
             // An address that is not the endpoint's own was translated: judged where it leaves the stack.
-            if !still_may(tables, generation, target, End::Destination, p, opened_by_me) {
-                revoke(tables, key, known, p.protocol);
-                return Some(if opened_by_me {
-                    Verdict::ingress(DropReason::FlowRevoked, target.ifindex)
-                } else {
-                    Verdict::egress(DropReason::FlowRevoked, target.ifindex)
-                });
+            if let Err(drop) =
+                ask_again(tables, generation, target, End::Destination, p, opened_by_me, key, known)
+            {
+                return Some(drop);
             }
             flow.judged[destination].set(generation);
         }

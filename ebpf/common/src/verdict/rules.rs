@@ -1,12 +1,15 @@
 //! What the rules in force say of a flow.
 
+use core::hint::cold_path;
+
 use crate::address::Address;
 use crate::flow::{FlowTables, Known, forget};
 use crate::judge::{PeerTables, protocol};
 use crate::maps::{BANKS, Endpoint, EndpointPolicy, FLOW_AFTER_NAT, FlowKey, SIGNATURE_OPEN, Side};
 use crate::packet::Parsed;
+use crate::reason::DropReason;
 
-use super::Tables;
+use super::{Tables, Verdict};
 
 /// Whether the rules of one direction allow the peer.
 #[inline(always)]
@@ -84,7 +87,7 @@ pub(super) enum End {
 /// Whether the endpoint's rules still allow the flow that a packet belongs to, by its opening tuple,
 /// whichever way the packet goes.
 #[inline(always)]
-pub(super) fn still_may<A: Address, T: Tables<A>>(
+fn still_may<A: Address, T: Tables<A>>(
     tables: &T,
     generation: u32,
     endpoint: &Endpoint,
@@ -115,18 +118,40 @@ pub(super) fn may_keep<A: Address, T: Tables<A>>(
     ask(tables, generation, side, peer, protocol, port)
 }
 
+/// Asks an endpoint's rules about a known flow that they were last asked about in an older generation. Where they no longer
+/// allow it, it is revoked; the drop is the endpoint's, in the direction in which it was opened.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "inlined; a struct would cost BPF stack")]
+pub(super) fn ask_again<A: Address, T: Tables<A>>(
+    tables: &T,
+    generation: u32,
+    endpoint: &Endpoint,
+    at: End,
+    p: &Parsed<A>,
+    opened_by_source: bool,
+    key: &FlowKey<A>,
+    known: &Known<'_>,
+) -> Result<(), Verdict> {
+    if still_may(tables, generation, endpoint, at, p, opened_by_source) {
+        return Ok(());
+    }
+    cold_path();
+    revoke(tables, key, known, p.protocol);
+    let reason = DropReason::FlowRevoked;
+    Err(if (at == End::Source) == opened_by_source {
+        Verdict::egress(reason, endpoint.ifindex)
+    } else {
+        Verdict::ingress(reason, endpoint.ifindex)
+    })
+}
+
 /// A flow is no longer allowed. One of TCP stays known, so that each of its packets is judged by its
 /// opening tuple: forgotten, the next one would look like one in mid-stream after an eviction, and pass
 /// where the rules let the other end open such a flow. One that may have been translated stays known too:
 /// the pre-NAT entry would let its answers in unjudged. It lives as long as they come, so that it is not
 /// the first of the two to die.
 #[inline(always)]
-pub(super) fn revoke<A: Address, T: FlowTables<A>>(
-    tables: &T,
-    key: &FlowKey<A>,
-    known: &Known<'_>,
-    ip_protocol: u8,
-) {
+fn revoke<A: Address, T: FlowTables<A>>(tables: &T, key: &FlowKey<A>, known: &Known<'_>, ip_protocol: u8) {
     if known.flow.has(FLOW_AFTER_NAT) {
         known.flow.seen.set(tables.now());
     } else if ip_protocol != protocol::TCP {

@@ -7,7 +7,7 @@ use crate::maps::{
 use crate::packet::{Kind, Parsed};
 use crate::reason::DropReason;
 
-use super::rules::{End, may_enter, may_leave, revoke, still_may};
+use super::rules::{End, ask_again, may_enter, may_leave};
 use super::{Family, Hook, Tables, Verdict, opens_with, unlocked_slot, waits_with};
 
 /// The stack delivers anything but an ICMP error to a pod: tc egress of its host interface.
@@ -153,27 +153,20 @@ fn known_to_pod<A: Family, T: Tables<A>>(
                 return None;
             }
             if flow.judged[source].get() != generation {
-                if !still_may(tables, generation, sender, End::Source, p, opened_by_source) {
-                    revoke(tables, key, known, p.protocol);
-                    return Some(if opened_by_source {
-                        Verdict::egress(DropReason::FlowRevoked, sender.ifindex)
-                    } else {
-                        Verdict::ingress(DropReason::FlowRevoked, sender.ifindex)
-                    });
+                if let Err(drop) =
+                    ask_again(tables, generation, sender, End::Source, p, opened_by_source, key, known)
+                {
+                    return Some(drop);
                 }
                 flow.judged[source].set(generation);
             }
         }
         if flow.judged[destination].get() != generation {
             if !flow.has(FLOW_EXEMPT)
-                && !still_may(tables, generation, endpoint, End::Destination, p, opened_by_source)
+                && let Err(drop) =
+                    ask_again(tables, generation, endpoint, End::Destination, p, opened_by_source, key, known)
             {
-                revoke(tables, key, known, p.protocol);
-                return Some(if opened_by_source {
-                    Verdict::ingress(DropReason::FlowRevoked, endpoint.ifindex)
-                } else {
-                    Verdict::egress(DropReason::FlowRevoked, endpoint.ifindex)
-                });
+                return Some(drop);
             }
             flow.judged[destination].set(generation);
         }

@@ -8,7 +8,7 @@ use crate::maps::{
 use crate::packet::Parsed;
 use crate::reason::DropReason;
 
-use super::rules::{End, may_enter, may_leave, revoke, still_may};
+use super::rules::{End, ask_again, may_enter, may_leave};
 use super::{Family, Hook, Tables, Verdict, opens_with, unlocked_slot};
 
 /// A packet leaves the node by the uplink: one that a pod sent is judged on its final tuple.
@@ -44,9 +44,10 @@ pub fn to_uplink<A: Family, T: Tables<A>>(
         if flow.endpoint[source].get() == sender.generation && !flow.has(FLOW_BEFORE_NAT) {
             let opened_by_source = flow.opener() == source;
             if flow.judged[source].get() != generation {
-                if !still_may(tables, generation, sender, End::Source, p, opened_by_source) {
-                    revoke(tables, &key, &known, p.protocol);
-                    return Verdict::egress(DropReason::FlowRevoked, sender.ifindex);
+                if let Err(drop) =
+                    ask_again(tables, generation, sender, End::Source, p, opened_by_source, &key, &known)
+                {
+                    return drop;
                 }
                 flow.judged[source].set(generation);
             }
