@@ -2,8 +2,6 @@
 
 mod record;
 
-pub use record::{Opening, promote, record, record_answered, record_waiting};
-
 use core::cell::Cell;
 use core::hint::cold_path;
 
@@ -14,6 +12,8 @@ use crate::maps::{
     NODE_NONE, PENDING_PLACES, Pending, PendingKey, SLOT_NONE, TOPOLOGY_BITS, TOPOLOGY_FIRST, Unanswered,
 };
 use crate::packet::tcp;
+
+pub use record::{Opening, promote, record, record_answered, record_waiting};
 
 /// Bits of a node's number in [`Flow::behind`].
 const EXIT_BITS: u32 = EXITS.trailing_zeros();

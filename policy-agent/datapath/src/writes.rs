@@ -23,7 +23,7 @@ pub enum Write {
 pub enum Moment {
     /// Before a write, which an error refuses in the kernel's place.
     Before(Write),
-    /// After a write.
+    /// After a write; an error reaches whoever made it as if it had failed.
     After(Write),
 }
 

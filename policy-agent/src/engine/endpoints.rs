@@ -22,11 +22,6 @@ pub(super) struct Local {
     admitted: Vec<PutReply>,
 }
 
-/// What problems with taking an endpoint out are noted under.
-fn removal(slot: Slot) -> String {
-    format!("endpoint {slot}")
-}
-
 /// A PUT whose pod is not known yet.
 pub(super) struct Waiting {
     pub(super) attachment: Attachment,
@@ -47,6 +42,11 @@ fn key(pod: &PodRef) -> ObjectKey {
 fn slot(attachment: &Attachment) -> Slot {
     // Slots have 12 bits.
     slot_of(attachment.host_ifindex) as Slot
+}
+
+/// What problems with taking an endpoint out are noted under.
+fn removal(slot: Slot) -> String {
+    format!("endpoint {slot}")
 }
 
 fn same_attachment(attachment: &Attachment, container_id: &str, ifname: &str) -> bool {

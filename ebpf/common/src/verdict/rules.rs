@@ -84,23 +84,6 @@ pub(super) enum End {
     Destination,
 }
 
-/// Whether the endpoint's rules still allow the flow that a packet belongs to, by its opening tuple,
-/// whichever way the packet goes.
-#[inline(always)]
-fn still_may<A: Address, T: Tables<A>>(
-    tables: &T,
-    generation: u32,
-    endpoint: &Endpoint,
-    at: End,
-    p: &Parsed<A>,
-    opened_by_source: bool,
-) -> bool {
-    let peer = if at == End::Source { &p.destination } else { &p.source };
-    let port = if opened_by_source { p.destination_port } else { p.source_port };
-    let opened = (at == End::Source) == opened_by_source;
-    may_keep(tables, generation, endpoint, opened, peer, p.protocol, port)
-}
-
 /// Whether the endpoint's rules allow a flow with the peer that it `opened` itself, or that the peer
 /// did. `port` is the one that the opener chose at the other end, in network byte order.
 #[inline(always)]
@@ -118,8 +101,9 @@ pub(super) fn may_keep<A: Address, T: Tables<A>>(
     ask(tables, generation, side, peer, protocol, port)
 }
 
-/// Asks an endpoint's rules about a known flow that they were last asked about in an older generation. Where they no longer
-/// allow it, it is revoked; the drop is the endpoint's, in the direction in which it was opened.
+/// Asks an endpoint's rules about a packet's flow, whichever way the packet goes, that they were last asked about in an older
+/// generation: by its opening tuple. Where they no longer allow it, it is revoked; the drop is the endpoint's, in the direction
+/// in which the flow was opened.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "inlined; a struct would cost BPF stack")]
 pub(super) fn ask_again<A: Address, T: Tables<A>>(
@@ -132,13 +116,16 @@ pub(super) fn ask_again<A: Address, T: Tables<A>>(
     key: &FlowKey<A>,
     known: &Known<'_>,
 ) -> Result<(), Verdict> {
-    if still_may(tables, generation, endpoint, at, p, opened_by_source) {
+    let peer = if at == End::Source { &p.destination } else { &p.source };
+    let port = if opened_by_source { p.destination_port } else { p.source_port };
+    let opened = (at == End::Source) == opened_by_source;
+    if may_keep(tables, generation, endpoint, opened, peer, p.protocol, port) {
         return Ok(());
     }
     cold_path();
     revoke(tables, key, known, p.protocol);
     let reason = DropReason::FlowRevoked;
-    Err(if (at == End::Source) == opened_by_source {
+    Err(if opened {
         Verdict::egress(reason, endpoint.ifindex)
     } else {
         Verdict::ingress(reason, endpoint.ifindex)
